@@ -1,0 +1,76 @@
+# Needs Python 3.11 or later with venv, and make; a C compiler is used where there is one.
+# PYTHON=python3.12 make test uses another interpreter.
+
+PYTHON ?= python3
+VENV := .venv
+VENV_DEMO := .venv-demo
+PIP_OPTIONS := --quiet --disable-pip-version-check
+
+# A change in one of these makes an installed package out of date; Python modules are used where they lie.
+INSTALL_INPUTS := pyproject.toml setup.py src/weightlift/_version.py src/weightlift/engines/_engine.c
+
+.PHONY: help demo test bench sanitize clean
+.PHONY: check check-format check-lint check-lengths check-import check-layers check-engine check-types
+.NOTPARALLEL:
+
+help:
+	@echo "make demo      loads a real checkpoint by every path and prints one table (numpy, no torch)"
+	@echo "make test      runs the tests; ARGUMENTS=... goes to pytest"
+	@echo "make check     runs every gate: format, lint, types, layers, lengths, import time, the C engine"
+	@echo "make bench     runs the benchmarks; ARGUMENTS=... goes to them"
+	@echo "make sanitize  repeats the tests of the C engine under address, undefined and thread sanitizers"
+	@echo "make clean     removes environments, builds and caches"
+
+demo: $(VENV_DEMO)/installed
+	$(VENV_DEMO)/bin/python benchmarks/demo.py $(ARGUMENTS)
+
+test: $(VENV)/installed
+	$(VENV)/bin/python -m pytest $(ARGUMENTS)
+
+# One target per gate: make -k check goes on after the first that fails.
+check: check-format check-lint check-lengths check-import check-layers check-engine check-types
+
+check-format: $(VENV)/installed
+	$(VENV)/bin/ruff format --check
+check-lint: $(VENV)/installed
+	$(VENV)/bin/ruff check
+check-lengths: $(VENV)/installed
+	$(VENV)/bin/python tools/check_lengths.py
+check-import: $(VENV)/installed
+	$(VENV)/bin/python tools/check_import.py
+check-layers: $(VENV)/installed
+	$(VENV)/bin/lint-imports
+check-engine: $(VENV)/installed
+	$(VENV)/bin/python tools/check_engine.py warnings build
+check-types: $(VENV)/installed
+	$(VENV)/bin/mypy
+
+bench: $(VENV)/installed
+	$(VENV)/bin/python benchmarks/cpu.py $(ARGUMENTS)
+
+sanitize: $(VENV)/installed
+	$(VENV)/bin/python tools/check_engine.py run --require
+
+clean:
+	rm -rf $(VENV) $(VENV_DEMO) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf src/weightlift.egg-info src/weightlift/engines/libweightlift_engine.so
+	find src tests tools benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The environment itself depends on nothing that changes; pip is renewed for its --group option.
+$(VENV)/created $(VENV_DEMO)/created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "$(PYTHON) is older than Python 3.11; name another one: make PYTHON=python3.11" >&2; exit 1; }
+	@echo "creating $(@D)"
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip install $(PIP_OPTIONS) --upgrade "pip>=25.1"
+	@touch $@
+
+$(VENV)/installed: $(VENV)/created $(INSTALL_INPUTS)
+	@echo "installing weightlift and what its tests and checks need into $(VENV)"
+	@$(VENV)/bin/python -m pip install $(PIP_OPTIONS) --editable . --group test --group check
+	@touch $@
+
+$(VENV_DEMO)/installed: $(VENV_DEMO)/created $(INSTALL_INPUTS)
+	@echo "installing weightlift and what its demo needs into $(VENV_DEMO)"
+	@$(VENV_DEMO)/bin/python -m pip install $(PIP_OPTIONS) --editable ".[numpy]" --group demo
+	@touch $@

@@ -1,0 +1,65 @@
+"""Shared by all tests: which of them this machine can run, and how hypothesis behaves."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from typing import TYPE_CHECKING
+
+import hypothesis
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# How long an example takes depends on the machine, and no test judges time.
+hypothesis.settings.register_profile("weightlift", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("weightlift")
+
+
+def _missing_gpu() -> str | None:
+    if importlib.util.find_spec("torch") is None:
+        return "torch is not installed"
+    import torch
+
+    return None if torch.cuda.is_available() else "torch finds no GPU"
+
+
+def _missing_root() -> str | None:
+    if not hasattr(os, "geteuid"):
+        return "this system has no root user"
+    return None if os.geteuid() == 0 else "not running as root"
+
+
+def _missing_engine() -> str | None:
+    named = os.environ.get("WEIGHTLIFT_ENGINE_LIBRARY")
+    if named:
+        return None if os.path.exists(named) else f"WEIGHTLIFT_ENGINE_LIBRARY={named} does not exist"
+    package = importlib.util.find_spec("weightlift.engines")
+    folders = list(package.submodule_search_locations or ()) if package else []
+    names = ("libweightlift_engine.so", "libweightlift_engine.dylib")
+    found = any(os.path.exists(os.path.join(folder, name)) for folder in folders for name in names)
+    return None if found else "the native engine is not built here (no C compiler when weightlift was installed?)"
+
+
+_REASONS: dict[str, Callable[[], str | None]] = {
+    "gpu": _missing_gpu,
+    "root": _missing_root,
+    "native": _missing_engine,
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what this machine cannot run, with the reason; each machine is asked once, and only if a test needs it."""
+    reasons: dict[str, str | None] = {"slow": None if config.getoption("--slow") else "slow; give --slow to run it"}
+    for item in items:
+        for mark in {mark.name for mark in item.iter_markers()} & (_REASONS.keys() | {"slow"}):
+            if mark not in reasons:
+                reasons[mark] = _REASONS[mark]()
+            reason = reasons[mark]
+            if reason is not None:
+                item.add_marker(pytest.mark.skip(reason=reason))

@@ -1,0 +1,182 @@
+"""Gate for the C engine: it compiles without a warning, and clean under sanitizers.
+
+``warnings`` compiles it with many warnings as errors, and once more through gcc's static analyser. ``build`` makes one
+library per sanitizer under ``build/sanitize``. ``run`` builds them and repeats the tests marked ``native`` on each.
+
+What cannot be checked on a machine (no C compiler, no sanitizer runtime) is said, in a line that starts with
+``NOT CHECKED``, and does not fail unless ``--require`` is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+SOURCE: Final = ROOT / "src" / "weightlift" / "engines" / "_engine.c"
+BUILD: Final = ROOT / "build" / "sanitize"
+BASE: Final = ("-std=c11", "-fPIC", "-pthread", "-fvisibility=hidden")
+WARNINGS: Final = (
+    *("-Wall", "-Wextra", "-Wshadow", "-Wvla", "-Wundef", "-Wwrite-strings", "-Wcast-qual", "-Wpointer-arith"),
+    *("-Wstrict-prototypes", "-Wold-style-definition", "-Wformat=2", "-Wimplicit-fallthrough", "-Wconversion"),
+    "-Werror",
+)
+EXIT_NOTHING_COLLECTED: Final = 5  # pytest's own
+
+
+@dataclass(frozen=True, slots=True)
+class Sanitizer:
+    """One instrumented build.
+
+    Attributes:
+        name: what it is called here.
+        flags: what the compiler needs.
+        runtime: the runtime's name as gcc and clang spell it within their library names.
+        environment: options for the instrumented process.
+    """
+
+    name: str
+    flags: tuple[str, ...]
+    runtime: str
+    environment: dict[str, str]
+
+
+SANITIZERS: Final = (
+    # The interpreter keeps memory until it exits, so leaks at exit say nothing of the engine.
+    Sanitizer(
+        "address",
+        ("-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
+        "asan",
+        {"ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1", "UBSAN_OPTIONS": "print_stacktrace=1"},
+    ),
+    Sanitizer("thread", ("-fsanitize=thread",), "tsan", {"TSAN_OPTIONS": "halt_on_error=1:exitcode=66"}),
+)
+
+
+def say(text: str) -> None:
+    """Print at once, so that the line stands where it belongs among the compiler's own."""
+    print(text, flush=True)
+
+
+def find_compiler() -> list[str] | None:
+    """The C compiler as a command: ``$CC``, else the first of cc, gcc and clang that is installed."""
+    named = os.environ.get("CC")
+    for command in [shlex.split(named)] if named else [["cc"], ["gcc"], ["clang"]]:
+        if command and shutil.which(command[0]):
+            return command
+    return None
+
+
+def is_clang(compiler: list[str]) -> bool:
+    """Whether the compiler is clang, whatever it is called."""
+    banner = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    return "clang" in banner
+
+
+def compile_engine(compiler: list[str], flags: list[str], output: Path) -> bool:
+    """Compile the engine into ``output``; the compiler's own messages go to stderr."""
+    command = [*compiler, *BASE, *flags, "-o", str(output), str(SOURCE)]
+    finished = subprocess.run(command, check=False)
+    if finished.returncode:
+        say(f"engine: failed: {shlex.join(command)}")
+    return finished.returncode == 0
+
+
+def check_warnings(compiler: list[str]) -> bool:
+    """Compile with warnings as errors, then with the static analyser where the compiler has it."""
+    output = BUILD / "engine.o"
+    clean = compile_engine(compiler, [*WARNINGS, "-O2", "-c"], output)
+    if is_clang(compiler):
+        say("NOT CHECKED: static analysis of the engine, because -fanalyzer is gcc's")
+    else:
+        clean &= compile_engine(compiler, [*WARNINGS, "-O1", "-fanalyzer", "-c"], output)
+    say(f"engine: warnings as errors: {'clean' if clean else 'FAILED'}")
+    return clean
+
+
+def find_runtime(compiler: list[str], sanitizer: Sanitizer) -> Path | None:
+    """The sanitizer's shared runtime, which has to be in the process before Python is."""
+    clang_name = f"libclang_rt.{sanitizer.runtime}-{platform.machine()}.so"
+    name = clang_name if is_clang(compiler) else f"lib{sanitizer.runtime}.so"
+    command = [*compiler, f"-print-file-name={name}"]
+    answer = Path(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
+    return answer.resolve() if answer.is_absolute() and answer.exists() else None
+
+
+def build_library(compiler: list[str], sanitizer: Sanitizer) -> Path | None:
+    """Build the engine with one sanitizer; ``None`` if that fails."""
+    output = BUILD / f"libweightlift_engine-{sanitizer.name}.so"
+    flags = ["-O1", "-g", "-fno-omit-frame-pointer", "-shared", *sanitizer.flags]
+    if is_clang(compiler):
+        flags.append("-shared-libsan")
+    return output if compile_engine(compiler, flags, output) else None
+
+
+def run_tests(library: Path, runtime: Path, sanitizer: Sanitizer) -> bool:
+    """Repeat the tests of the native engine with the instrumented library."""
+    environment = {
+        **os.environ,
+        **sanitizer.environment,
+        "LD_PRELOAD": str(runtime),
+        "WEIGHTLIFT_ENGINE_LIBRARY": str(library),
+    }
+    # Uncaptured: a sanitizer writes its findings to the descriptor of stderr and ends the process.
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "native", "--capture=no", "-p", "no:cacheprovider", "tests"]
+    finished = subprocess.run(command, cwd=ROOT, env=environment, check=False)
+    if finished.returncode == EXIT_NOTHING_COLLECTED:
+        say("engine: no test is marked `native`, so nothing ran")
+    return finished.returncode == 0
+
+
+def check_sanitizer(compiler: list[str], sanitizer: Sanitizer, *, run: bool) -> bool | None:
+    """Build, and run if asked; ``None`` if this machine cannot."""
+    runtime = find_runtime(compiler, sanitizer)
+    if runtime is None:
+        say(f"NOT CHECKED: {sanitizer.name} sanitizer, because {compiler[0]} has no lib{sanitizer.runtime} here")
+        return None
+    library = build_library(compiler, sanitizer)
+    clean = library is not None and (not run or run_tests(library, runtime, sanitizer))
+    say(f"engine: {sanitizer.name} sanitizer, {'tests' if run else 'build'}: {'clean' if clean else 'FAILED'}")
+    return clean
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="check the C engine")
+    parser.add_argument("steps", nargs="+", choices=["warnings", "build", "run"])
+    parser.add_argument("--require", action="store_true", help="fail where something cannot be checked")
+    parser.add_argument("--only", choices=[sanitizer.name for sanitizer in SANITIZERS], help="one sanitizer")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Run the steps asked for; 1 if one failed."""
+    arguments = parse_arguments()
+    compiler = find_compiler()
+    if compiler is None:
+        say("NOT CHECKED: the C engine, because there is no C compiler ($CC, cc, gcc, clang)")
+        return 1 if arguments.require else 0
+    BUILD.mkdir(parents=True, exist_ok=True)
+    results: list[bool | None] = []
+    if "warnings" in arguments.steps:
+        results.append(check_warnings(compiler))
+    if "build" in arguments.steps or "run" in arguments.steps:
+        results += [
+            check_sanitizer(compiler, sanitizer, run="run" in arguments.steps)
+            for sanitizer in SANITIZERS
+            if arguments.only in (None, sanitizer.name)
+        ]
+    failed = False in results or (arguments.require and None in results)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
