@@ -1,0 +1,193 @@
+"""What a checkpoint holds, in columns: one entry per tensor in each of a few compact arrays.
+
+A checkpoint may have hundreds of thousands of tensors, so there is no object per tensor here: names, data types,
+shapes and byte ranges are columns, and a :class:`TensorInfo` is made when somebody asks for one. The cost is counted
+by :attr:`Description.nbytes` and stays under 400 bytes a tensor.
+
+Format readers build a description; the planner, the public face and the command line read it. It holds no open file.
+"""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from bisect import bisect_right
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from weightlift.dtypes import DType
+
+
+class TensorInfo(NamedTuple):
+    """One tensor of a checkpoint, as described by its header.
+
+    Attributes:
+        name: the tensor's name.
+        dtype: its data type as stored.
+        shape: its logical shape, outermost dimension first.
+        path: the file that holds its bytes.
+        offset: where its bytes begin in that file.
+        nbytes: how many bytes it takes there.
+    """
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    path: Path
+    offset: int
+    nbytes: int
+
+
+class FileIdentity(NamedTuple):
+    """What must not change between reading a file's header and reading its data.
+
+    Attributes:
+        device: the number of the device that holds the file.
+        inode: the file's number on that device.
+        size_bytes: the file's length.
+        modified_ns: time of last modification, in nanoseconds since the epoch.
+    """
+
+    device: int
+    inode: int
+    size_bytes: int
+    modified_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One file of a checkpoint.
+
+    Attributes:
+        path: where the file was found (a symlink is kept as it was named).
+        identity: size, inode and modification time when the header was read.
+        data_offset: where tensor data begins in the file.
+        metadata: the header's own free-form text entries.
+    """
+
+    path: Path
+    identity: FileIdentity
+    data_offset: int
+    metadata: Mapping[str, str]
+
+
+class Description:
+    """The tensors of one checkpoint, in columns, sorted by shard and then by position in it.
+
+    Row ``i`` is described by ``names[i]``, ``dtypes[dtype_codes[i]]``, ``shape(i)``, ``shards[shard_indexes[i]]`` and
+    the absolute byte range ``offsets[i] … offsets[i] + lengths[i]`` in that file.
+
+    Args:
+        shards: the files, in the order in which their tensors appear.
+        dtypes: the data types that ``dtype_codes`` refers to.
+        names: tensor names, each once.
+        dtype_codes: index into ``dtypes`` per tensor (type code ``B``).
+        shard_indexes: index into ``shards`` per tensor (type code ``I``).
+        offsets: absolute position of the first byte per tensor (type code ``Q``).
+        lengths: bytes per tensor (type code ``Q``).
+        dims: the dimensions of all tensors, one after the other (type code ``Q``).
+        dim_ends: index in ``dims`` after the last dimension of each tensor (type code ``I``).
+    """
+
+    __slots__ = (
+        "_row_of",
+        "dim_ends",
+        "dims",
+        "dtype_codes",
+        "dtypes",
+        "lengths",
+        "names",
+        "offsets",
+        "shard_indexes",
+        "shards",
+    )
+
+    def __init__(
+        self,
+        *,
+        shards: Sequence[Shard],
+        dtypes: Sequence[DType],
+        names: list[str],
+        dtype_codes: array[int],
+        shard_indexes: array[int],
+        offsets: array[int],
+        lengths: array[int],
+        dims: array[int],
+        dim_ends: array[int],
+    ) -> None:
+        self.shards = tuple(shards)
+        self.dtypes = tuple(dtypes)
+        self.names = names
+        self.dtype_codes = dtype_codes
+        self.shard_indexes = shard_indexes
+        self.offsets = offsets
+        self.lengths = lengths
+        self.dims = dims
+        self.dim_ends = dim_ends
+        self._row_of: dict[str, int] = {name: row for row, name in enumerate(names)}
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._row_of
+
+    def __iter__(self) -> Iterator[TensorInfo]:
+        return map(self.tensor, range(len(self.names)))
+
+    def row(self, name: str) -> int:
+        """The row of the tensor called ``name``.
+
+        Raises:
+            KeyError: there is no such tensor.
+        """
+        return self._row_of[name]
+
+    def shape(self, row: int) -> tuple[int, ...]:
+        """The logical shape of the tensor in ``row``."""
+        start = self.dim_ends[row - 1] if row else 0
+        return tuple(self.dims[start : self.dim_ends[row]])
+
+    def dtype(self, row: int) -> DType:
+        """The data type of the tensor in ``row``."""
+        return self.dtypes[self.dtype_codes[row]]
+
+    def tensor(self, row: int) -> TensorInfo:
+        """Everything known of the tensor in ``row``."""
+        shard = self.shards[self.shard_indexes[row]]
+        return TensorInfo(
+            self.names[row], self.dtype(row), self.shape(row), shard.path, self.offsets[row], self.lengths[row]
+        )
+
+    def tensor_at(self, shard_index: int, offset: int) -> str | None:
+        """The name of the tensor whose bytes include ``offset`` of a shard, or ``None`` if none does."""
+        first = bisect_right(self.shard_indexes, shard_index - 1)
+        last = bisect_right(self.shard_indexes, shard_index)
+        row = bisect_right(self.offsets, offset, first, last) - 1
+        while row >= first and self.lengths[row] == 0:
+            row -= 1
+        if row < first or offset >= self.offsets[row] + self.lengths[row]:
+            return None
+        return self.names[row]
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all tensors together."""
+        return sum(self.lengths)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory this description takes: its columns, its names and the table from name to row."""
+        columns = (self.dtype_codes, self.shard_indexes, self.offsets, self.lengths, self.dims, self.dim_ends)
+        small_int_bytes = 28
+        return (
+            sum(column.buffer_info()[1] * column.itemsize for column in columns)
+            + sys.getsizeof(self.names)
+            + sum(map(sys.getsizeof, self.names))
+            + sys.getsizeof(self._row_of)
+            + small_int_bytes * len(self.names)
+        )

@@ -1,0 +1,279 @@
+"""The contract between a plan and the engine that carries it out: extents going in, events coming out.
+
+An extent is one contiguous range of one shard, read by one path into one sink. An engine splits it into chunks, claims
+chunks in the order of submission, and reports every extent once. Nothing here does anything: these are values that the
+planner makes, both engines read and the pipeline acts upon.
+"""
+
+from __future__ import annotations
+
+import enum
+from array import array
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class ReadPath(enum.IntEnum):
+    """How a chunk leaves storage. The numbers are those of the native engine."""
+
+    DIRECT = 0
+    BUFFERED = 1
+    DONTCACHE = 2
+    MAPPED = 3
+
+
+class Sink(enum.IntEnum):
+    """Where a chunk goes. The numbers are those of the native engine.
+
+    ``DISCARD``: into a slot, and forgotten. ``PLACE``: straight to its final address, no slot. ``COPY``: into a slot,
+    then to one or more final addresses. ``HAND_OVER``: into a slot that Python gets, and gives back.
+    """
+
+    DISCARD = 0
+    PLACE = 1
+    COPY = 2
+    HAND_OVER = 3
+
+
+class FailureKind(enum.IntEnum):
+    """What went wrong in an engine. The numbers are those of the native engine."""
+
+    READ = 1
+    END_OF_FILE = 2
+    MEMORY = 3
+
+
+COPY_FIELDS = 3
+"""Numbers per entry of a copy table: offset in the file, length, destination address."""
+
+
+class CopyTable(NamedTuple):
+    """Where the parts of a range go: ``count`` entries of ``numbers`` from entry ``first`` on, by rising file offset.
+
+    Attributes:
+        numbers: ``offset, length, address`` per entry, all in bytes (type code ``Q``).
+        first: index of the first entry.
+        count: how many entries.
+    """
+
+    numbers: array[int]
+    first: int
+    count: int
+
+
+class Extent(NamedTuple):
+    """One contiguous file range, read one way into one place.
+
+    Attributes:
+        shard: index of the shard.
+        path: how it is read.
+        sink: where it goes.
+        offset: first byte in the file.
+        length: bytes, more than 0.
+        address: for ``PLACE``, where the byte at ``offset`` goes. With ``DIRECT`` it must be congruent to ``offset``
+            modulo the page size, and the whole pages around the range must be free to be overwritten.
+        copies: for ``COPY``, its table.
+        fresh: the destination has never been touched; it is populated in large pages before the read.
+        drop_behind: the page cache of the range was empty before and is to be emptied after each chunk.
+        resident: the range was in the page cache when the plan was made.
+        tag: which of the wanted ranges it belongs to; engines do not look at it.
+    """
+
+    shard: int
+    path: ReadPath
+    sink: Sink
+    offset: int
+    length: int
+    address: int = 0
+    copies: CopyTable | None = None
+    fresh: bool = False
+    drop_behind: bool = False
+    resident: bool = False
+    tag: int = 0
+
+
+class ShardSource(NamedTuple):
+    """An open shard, as an engine sees it.
+
+    Attributes:
+        descriptor: for reads through the page cache.
+        direct_descriptor: for direct reads, -1 where they are not possible.
+        size_bytes: length of the file.
+        offset_alignment: multiple that direct reads must start and end at.
+        mapping_address: address of a shared read-only mapping of the whole file, 0 if there is none.
+    """
+
+    descriptor: int
+    direct_descriptor: int
+    size_bytes: int
+    offset_alignment: int
+    mapping_address: int = 0
+
+
+class ExtentDone(NamedTuple):
+    """All bytes of an extent have landed."""
+
+    extent: int
+
+
+class ChunkReady(NamedTuple):
+    """A chunk of a ``HAND_OVER`` extent lies in a slot, which is the receiver's until it is returned.
+
+    Attributes:
+        extent: index of the extent, in order of submission.
+        slot: which slot to return.
+        address: where the chunk begins in memory.
+        offset: where it begins in the file.
+        length: its bytes.
+    """
+
+    extent: int
+    slot: int
+    address: int
+    offset: int
+    length: int
+
+
+class Failure(NamedTuple):
+    """The first thing that went wrong; the engine has stopped claiming.
+
+    Attributes:
+        extent: index of the extent, in order of submission.
+        kind: what failed.
+        error_number: ``errno``, 0 at the end of a file.
+        offset: where in the file.
+        length: bytes of the chunk that was being read.
+    """
+
+    extent: int
+    kind: FailureKind
+    error_number: int
+    offset: int
+    length: int
+
+
+Event = ExtentDone | ChunkReady | Failure
+
+
+class Activity(NamedTuple):
+    """What one worker is reading at this moment: shard, range, and for how long already (in seconds)."""
+
+    shard: int
+    offset: int
+    length: int
+    seconds: float
+
+
+class Counters(NamedTuple):
+    """Progress of an engine since its start; times are summed over workers, in seconds.
+
+    Attributes:
+        claimed_bytes: bytes of chunks that a worker has taken on.
+        landed_bytes: bytes of chunks that are where they belong.
+        reads: chunks finished.
+        fallbacks: chunks of which a part was read through the cache because direct I/O was refused.
+        storage_seconds: reading ranges that were not resident.
+        cache_seconds: reading ranges that were resident.
+        populate_seconds: preparing fresh destination memory.
+        copy_seconds: copying out of slots.
+        slot_wait_seconds: waiting for a slot to come back.
+        workers: workers that may claim.
+        running: workers alive.
+    """
+
+    claimed_bytes: int
+    landed_bytes: int
+    reads: int
+    fallbacks: int
+    storage_seconds: float
+    cache_seconds: float
+    populate_seconds: float
+    copy_seconds: float
+    slot_wait_seconds: float
+    workers: int
+    running: int
+
+
+class ShardUse(NamedTuple):
+    """How one shard was read: bytes by path, and what made direct reads fall back.
+
+    Attributes:
+        direct_bytes: read past the page cache.
+        buffered_bytes: read through it, fallbacks included.
+        mapped_bytes: read from a mapping.
+        refused_bytes: of the buffered ones, those that direct I/O refused.
+        refused_errno: why, 0 if it never did.
+    """
+
+    direct_bytes: int
+    buffered_bytes: int
+    mapped_bytes: int
+    refused_bytes: int
+    refused_errno: int
+
+
+class SlotMemory(NamedTuple):
+    """The fixed pool an engine stages in: ``count`` slots of ``slot_bytes`` each, from ``address`` on."""
+
+    address: int
+    slot_bytes: int
+    count: int
+
+
+class Engine(Protocol):
+    """Moves the bytes of submitted extents with a bounded number of workers and a fixed pool of slots.
+
+    Guarantees, kept by every implementation and checked by ``weightlift.testing.conformance``:
+
+    - Every byte of every extent is read once and lands once, or a :class:`Failure` is told.
+    - Chunks are claimed in order of submission; they finish in any order.
+    - A slot is in use by one chunk at a time, and a handed-over slot not before it is returned.
+    - After :meth:`cancel` returns no chunk is claimed; after :meth:`join` returned nothing, no memory is touched.
+    """
+
+    name: str
+
+    def submit(self, extents: Sequence[Extent]) -> None:
+        """Add extents behind those already submitted; they are numbered from 0 over all calls."""
+        ...
+
+    def set_limits(self, workers: int, chunk_bytes: int) -> None:
+        """Let that many workers claim chunks of that size, starting threads as needed.
+
+        ``chunk_bytes`` is a multiple of the page size; with its alignment slack a chunk must fit a slot.
+        """
+        ...
+
+    def poll(self, timeout_seconds: float) -> list[Event]:
+        """Events since the last call, waiting for the first one at most ``timeout_seconds``."""
+        ...
+
+    def return_slot(self, slot: int) -> None:
+        """Give back the slot of a :class:`ChunkReady`."""
+        ...
+
+    def counters(self) -> Counters:
+        """Progress so far."""
+        ...
+
+    def shard_use(self, shard: int) -> ShardUse:
+        """How a shard has been read so far."""
+        ...
+
+    def activity(self) -> list[Activity]:
+        """What every busy worker is reading now."""
+        ...
+
+    def cancel(self) -> None:
+        """Claim no further chunk. Reads under way go on; :meth:`join` waits for them."""
+        ...
+
+    def join(self, timeout_seconds: float) -> int:
+        """Wait for all workers to leave; returns how many have not. Only after :meth:`cancel` or a failure."""
+        ...
+
+    def close(self) -> None:
+        """Release what the engine holds. Only after :meth:`join` returned 0."""
+        ...
