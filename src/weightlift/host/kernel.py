@@ -1,0 +1,184 @@
+"""System calls that Python does not wrap: cachestat, statx's direct-I/O fields, mincore.
+
+Owns the numbers and layouts of the kernel's interface and nothing else: no policy, no fallbacks from one call to
+another. Each function answers ``None`` where the system lacks the call and raises ``OSError`` where it failed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import functools
+import mmap
+import os
+import sys
+from typing import Final, NamedTuple
+
+PAGE_SIZE: Final = mmap.PAGESIZE
+"""Size of a page of this machine in bytes; the unit of the page cache."""
+
+MADV_RANDOM: Final = 1
+MADV_SEQUENTIAL: Final = 2
+MADV_WILLNEED: Final = 3
+MADV_DONTNEED: Final = 4
+MADV_HUGEPAGE: Final = 14
+MADV_POPULATE_READ: Final = 22
+MADV_POPULATE_WRITE: Final = 23
+"""Advice numbers of ``madvise``, the same on every Linux architecture but alpha and parisc."""
+
+# Since Linux 5.1 new calls get one number for all architectures; only these families add an offset of their own.
+_CACHESTAT: Final = 451
+_OWN_NUMBERING: Final = ("alpha", "mips")
+
+_AT_EMPTY_PATH: Final = 0x1000
+_STATX_DIOALIGN: Final = 0x2000
+_STATX_BYTES: Final = 256
+_STATX_MEMORY_ALIGNMENT_AT: Final = 152
+_STATX_OFFSET_ALIGNMENT_AT: Final = 156
+
+_MAP_FAILED: Final = ctypes.c_void_p(-1).value
+
+
+class CacheStat(NamedTuple):
+    """What the page cache holds of a range of a file, in pages."""
+
+    cached: int
+    dirty: int
+    writeback: int
+    evicted: int
+    recently_evicted: int
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL | None:
+    """The C library of this process with the signatures used here, or ``None`` where it is not Linux's."""
+    if sys.platform != "linux":
+        return None
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.syscall.restype = ctypes.c_long
+    libc.syscall.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_long]
+    # The 64-bit variants exist in glibc under their own names; elsewhere off_t is 64 bits wide anyway.
+    map_file = getattr(libc, "mmap64", libc.mmap)
+    map_file.restype = ctypes.c_void_p
+    map_file.argtypes = [
+        ctypes.c_void_p,
+        ctypes.c_size_t,
+        ctypes.c_int,
+        ctypes.c_int,
+        ctypes.c_int,
+        ctypes.c_int64,
+    ]
+    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
+    return libc
+
+
+def _failure(call: str) -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, f"{call}: {os.strerror(number)}")
+
+
+def cachestat(fd: int, offset: int, length: int) -> CacheStat | None:
+    """Count the pages of a file range that the page cache holds.
+
+    Args:
+        fd: an open regular file.
+        offset: start of the range in bytes.
+        length: length in bytes; 0 means up to the end of the file.
+
+    Returns:
+        The counts, or ``None`` where the kernel has no such call.
+
+    Raises:
+        OSError: ``EPERM`` for a file that the user neither owns nor may write, ``EOPNOTSUPP`` on hugetlbfs.
+    """
+    libc = _libc()
+    if libc is None or os.uname().machine.startswith(_OWN_NUMBERING):
+        return None
+    file_range = (ctypes.c_uint64 * 2)(offset, length)
+    counts = (ctypes.c_uint64 * 5)()
+    if libc.syscall(_CACHESTAT, fd, file_range, counts, 0) != 0:
+        if ctypes.get_errno() == errno.ENOSYS:
+            return None
+        raise _failure("cachestat")
+    return CacheStat(*counts)
+
+
+def statx_direct_alignment(fd: int) -> tuple[int, int] | None:
+    """Ask the file system how direct reads of a file must be aligned.
+
+    Returns:
+        Alignment of the buffer and of the file offset, in bytes; ``(0, 0)`` if the kernel says that the file cannot be
+        read directly; ``None`` if it does not say.
+
+    Raises:
+        OSError: the file cannot be asked.
+    """
+    libc = _libc()
+    statx = getattr(libc, "statx", None)
+    if statx is None:
+        return None
+    buffer = ctypes.create_string_buffer(_STATX_BYTES)
+    if statx(fd, b"", _AT_EMPTY_PATH, _STATX_DIOALIGN, buffer) != 0:
+        if ctypes.get_errno() == errno.ENOSYS:
+            return None
+        raise _failure("statx")
+    known = int.from_bytes(buffer.raw[:4], sys.byteorder)
+    if not known & _STATX_DIOALIGN:
+        return None
+    memory, offset = (
+        int.from_bytes(buffer.raw[at : at + 4], sys.byteorder)
+        for at in (_STATX_MEMORY_ALIGNMENT_AT, _STATX_OFFSET_ALIGNMENT_AT)
+    )
+    return memory, offset
+
+
+def resident_pages(fd: int, offset: int, length: int) -> bytes | None:
+    """Tell page by page whether the page cache holds a file range.
+
+    The kernel reports every page as resident for a file that the user neither owns nor may write, without an error.
+    The caller must rule that out before.
+
+    Args:
+        fd: a file open for reading.
+        offset: start of the range in bytes, a multiple of the page size.
+        length: length of the range in bytes, more than 0.
+
+    Returns:
+        One byte per page, 1 for resident and 0 for absent; ``None`` where the system has no such call.
+
+    Raises:
+        OSError: the file cannot be mapped.
+    """
+    libc = _libc()
+    if libc is None:
+        return None
+    map_file = getattr(libc, "mmap64", libc.mmap)
+    address = map_file(None, length, mmap.PROT_READ, mmap.MAP_SHARED, fd, offset)
+    if address is None or address == _MAP_FAILED:
+        raise _failure("mmap")
+    try:
+        vector = ctypes.create_string_buffer(-(-length // PAGE_SIZE))
+        if libc.mincore(address, length, vector) != 0:
+            raise _failure("mincore")
+    finally:
+        libc.munmap(address, length)
+    # Only the lowest bit of an entry is defined.
+    return bytes(entry & 1 for entry in vector.raw)
+
+
+def advise_dont_need(fd: int, offset: int, length: int) -> None:
+    """Ask the kernel to forget a file range; clean pages that no live mapping holds leave the page cache.
+
+    Does nothing where the system has no such call.
+
+    Args:
+        fd: an open file.
+        offset: start of the range in bytes.
+        length: length of the range in bytes; 0 means up to the end of the file.
+
+    Raises:
+        OSError: the descriptor is not a file's.
+    """
+    if sys.platform == "linux":
+        os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)

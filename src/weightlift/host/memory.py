@@ -1,0 +1,178 @@
+"""Facts about host memory and processors: what this process uses, what is left for it, how much the machine suffers.
+
+Owns the reading of ``/proc``, ``/sys`` and control groups. Knows nothing of budgets or checkpoints. Every function
+answers ``None`` where the system does not tell; the root of the file system is a parameter, so that recorded trees can
+be read.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from weightlift.host.cgroup import CgroupLevel, cgroup_levels, read_text
+from weightlift.host.kernel import PAGE_SIZE
+from weightlift.units import format_bytes
+
+ROOT: Final = Path("/")
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessMemory:
+    """Resident memory of this process by kind, in bytes.
+
+    Attributes:
+        anonymous_bytes: private memory, which only swap can take back.
+        file_bytes: pages of mapped files, which the kernel can drop while they are clean.
+        shared_bytes: shared memory and tmpfs pages.
+    """
+
+    anonymous_bytes: int
+    file_bytes: int
+    shared_bytes: int
+
+
+def process_memory(root: Path = ROOT) -> ProcessMemory | None:
+    """What this process holds now; the kernel's counters may lag by some hundred KiB per processor."""
+    rows = _kilobytes(read_text(root / "proc/self/status") or "")
+    try:
+        return ProcessMemory(rows["RssAnon"], rows["RssFile"], rows["RssShmem"])
+    except KeyError:
+        return None
+
+
+def _kilobytes(text: str) -> dict[str, int]:
+    """Values in bytes of the lines like ``RssAnon:   112 kB``."""
+    values: dict[str, int] = {}
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        number, _, unit = value.strip().partition(" ")
+        # Counts have no unit, and a process may carry any name.
+        if unit == "kB" and number.isdecimal():
+            values[name] = int(number) * 1024
+    return values
+
+
+@dataclass(frozen=True, slots=True)
+class Headroom:
+    """How much more memory this process can take before something has to give.
+
+    Attributes:
+        available_bytes: the smallest figure of the machine's and all control groups'.
+        limit_source: which of them it is.
+        total_bytes: the machine's memory, or the limit of that control group.
+        swap_free_bytes: swap that is left beside it.
+        sentence: the same for people.
+    """
+
+    available_bytes: int
+    limit_source: Literal["machine", "cgroup"]
+    total_bytes: int
+    swap_free_bytes: int
+    sentence: str
+
+
+def headroom(root: Path = ROOT) -> Headroom | None:
+    """Memory left for this process, from the machine's ``MemAvailable`` and the limits of all its control groups."""
+    machine = _kilobytes(read_text(root / "proc/meminfo") or "")
+    try:
+        available, total = machine["MemAvailable"], machine["MemTotal"]
+    except KeyError:
+        return None
+    swap_free = machine.get("SwapFree", 0)
+    tightest: CgroupLevel | None = None
+    for level in cgroup_levels("memory", root):
+        swap_free = min(swap_free, _swap_left(level, swap_free))
+        limit = _limit(level)
+        used = _used(level)
+        if limit is None or used is None or limit >= machine["MemTotal"]:
+            continue
+        left = max(0, limit - used)
+        if left < available:
+            available, total, tightest = left, limit, level
+    if tightest is None:
+        sentence = f"{format_bytes(available)} of the machine's {format_bytes(total)} are available"
+        return Headroom(available, "machine", total, swap_free, sentence)
+    sentence = (
+        f"{format_bytes(available)} are available of the {format_bytes(total)} that the control group "
+        f"{tightest.name} allows"
+    )
+    return Headroom(available, "cgroup", total, swap_free, sentence)
+
+
+def _limit(level: CgroupLevel) -> int | None:
+    """The group's limit; ``None`` if it has none."""
+    if level.version == 1:
+        return level.read_int("memory.limit_in_bytes")
+    # Above memory.high nothing is killed, but every allocation waits for reclaim: that is the freeze to stay clear of.
+    limits = [limit for file in ("memory.max", "memory.high") if (limit := level.read_int(file)) is not None]
+    return min(limits, default=None)
+
+
+def _used(level: CgroupLevel) -> int | None:
+    """What the group holds and cannot give back at once: its page cache counts against the limit but is reclaimable."""
+    usage = level.read_int("memory.usage_in_bytes" if level.version == 1 else "memory.current")
+    if usage is None:
+        return None
+    statistics = level.read_table("memory.stat")
+    inactive = statistics.get("total_inactive_file" if level.version == 1 else "inactive_file", 0)
+    return max(0, usage - inactive)
+
+
+def _swap_left(level: CgroupLevel, unlimited: int) -> int:
+    limit, used = level.read_int("memory.swap.max"), level.read_int("memory.swap.current")
+    return unlimited if limit is None or used is None else max(0, limit - used)
+
+
+def swap_counters(root: Path = ROOT) -> tuple[int, int] | None:
+    """Bytes that the whole machine has swapped in and out since it was started."""
+    pages: dict[str, int] = {}
+    for line in (read_text(root / "proc/vmstat") or "").splitlines():
+        if line.startswith(("pswpin ", "pswpout ")):
+            name, value = line.split()
+            pages[name] = int(value)
+    return (pages["pswpin"] * PAGE_SIZE, pages["pswpout"] * PAGE_SIZE) if len(pages) == 2 else None
+
+
+def pressure_stall_seconds(root: Path = ROOT) -> float | None:
+    """Seconds since start in which some task of the machine waited for memory."""
+    for line in (read_text(root / "proc/pressure/memory") or "").splitlines():
+        kind, *fields = line.split()
+        if kind == "some":
+            # The kernel counts in microseconds.
+            return next((int(field[6:]) / 1e6 for field in fields if field.startswith("total=")), None)
+    return None
+
+
+def available_processors(root: Path = ROOT) -> int:
+    """Processors this process may use: its affinity, cut down to the quota of its control groups, at least 1."""
+    if sys.platform == "linux":
+        count = len(os.sched_getaffinity(0))
+    else:
+        count = os.cpu_count() or 1
+    for level in cgroup_levels("cpu", root):
+        quota, period = _processor_quota(level)
+        if quota > 0 and period > 0:
+            count = min(count, -(-quota // period))
+    return max(1, count)
+
+
+def _processor_quota(level: CgroupLevel) -> tuple[int, int]:
+    """Microseconds of processor time per period, and the period; 0 if there is no quota."""
+    if level.version == 1:
+        return level.read_int("cpu.cfs_quota_us") or 0, level.read_int("cpu.cfs_period_us") or 0
+    fields = (level.read("cpu.max") or "max 0").split()
+    return (int(fields[0]), int(fields[1])) if len(fields) == 2 and fields[0].isdigit() else (0, 0)
+
+
+HugepageSetting = Literal["always", "madvise", "never"]
+
+
+def transparent_hugepages(root: Path = ROOT) -> HugepageSetting | None:
+    """When the kernel uses huge pages for anonymous memory."""
+    text = read_text(root / "sys/kernel/mm/transparent_hugepage/enabled") or ""
+    settings: tuple[HugepageSetting, ...] = ("always", "madvise", "never")
+    return next((setting for setting in settings if f"[{setting}]" in text), None)

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from weightlift.host import kernel
+from weightlift.host.kernel import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.host.conftest import CachedFile
+
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="asks the Linux kernel")
+
+
+@linux_only
+def test_cachestat_counts_the_pages_of_a_range(make_file: Callable[[int], CachedFile]) -> None:
+    file = make_file(64 * PAGE_SIZE)
+    file.warm(16 * PAGE_SIZE, 8 * PAGE_SIZE)
+    whole = kernel.cachestat(file.fd, 0, 0)
+    inside = kernel.cachestat(file.fd, 17 * PAGE_SIZE, 3 * PAGE_SIZE)
+    outside = kernel.cachestat(file.fd, 40 * PAGE_SIZE, 8 * PAGE_SIZE)
+    assert whole is not None
+    assert (whole.cached, whole.dirty, whole.writeback) == (8, 0, 0)
+    assert inside is not None
+    assert inside.cached == 3
+    assert outside is not None
+    assert outside.cached == 0
+
+
+@linux_only
+def test_cachestat_counts_dirty_pages(make_file: Callable[[int], CachedFile]) -> None:
+    file = make_file(8 * PAGE_SIZE)
+    os.pwrite(file.fd, bytes(PAGE_SIZE), 2 * PAGE_SIZE)
+    found = kernel.cachestat(file.fd, 0, 0)
+    assert found is not None
+    # The kernel may begin to write the page back at any moment.
+    assert (found.cached, found.dirty + found.writeback) in {(1, 1), (1, 0)}
+
+
+@linux_only
+def test_cachestat_of_a_closed_descriptor_is_an_error(make_file: Callable[[int], CachedFile]) -> None:
+    make_file(PAGE_SIZE)
+    reader, writer = os.pipe()
+    os.close(writer)
+    os.close(reader)
+    with pytest.raises(OSError, match="cachestat") as caught:
+        kernel.cachestat(reader, 0, 0)
+    assert caught.value.errno == errno.EBADF
+
+
+@linux_only
+def test_resident_pages_tells_page_by_page(make_file: Callable[[int], CachedFile]) -> None:
+    file = make_file(12 * PAGE_SIZE + 100)
+    file.warm(3 * PAGE_SIZE, 2 * PAGE_SIZE)
+    file.warm(12 * PAGE_SIZE, 100)
+    assert kernel.resident_pages(file.fd, 0, 12 * PAGE_SIZE + 100) == bytes([0, 0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 0, 1])
+    assert kernel.resident_pages(file.fd, 4 * PAGE_SIZE, 2 * PAGE_SIZE) == bytes([1, 0])
+
+
+@linux_only
+def test_resident_pages_refuses_an_offset_inside_a_page(make_file: Callable[[int], CachedFile]) -> None:
+    file = make_file(2 * PAGE_SIZE)
+    with pytest.raises(OSError, match="mmap") as caught:
+        kernel.resident_pages(file.fd, 100, PAGE_SIZE)
+    assert caught.value.errno == errno.EINVAL
+
+
+@linux_only
+def test_stated_alignment_is_none_or_a_power_of_two(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(PAGE_SIZE))
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        stated = kernel.statx_direct_alignment(fd)
+    finally:
+        os.close(fd)
+    if stated is None:
+        pytest.skip("this kernel or file system does not state its alignment")
+    assert all(value & (value - 1) == 0 and 0 <= value <= 1 << 20 for value in stated)
+    assert (stated[0] == 0) == (stated[1] == 0)
+
+
+@linux_only
+def test_a_pipe_states_no_alignment() -> None:
+    reader, writer = os.pipe()
+    try:
+        assert kernel.statx_direct_alignment(reader) in {None, (0, 0)}
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+@linux_only
+def test_advise_drops_clean_pages(make_file: Callable[[int], CachedFile]) -> None:
+    file = make_file(8 * PAGE_SIZE)
+    file.warm(0, 8 * PAGE_SIZE)
+    kernel.advise_dont_need(file.fd, 2 * PAGE_SIZE, 3 * PAGE_SIZE)
+    vector = kernel.resident_pages(file.fd, 0, 8 * PAGE_SIZE)
+    # The kernel may have cached several pages as one unit, which goes only as a whole.
+    assert vector in {bytes([1, 1, 0, 0, 0, 1, 1, 1]), bytes([1] * 8)}
+    kernel.advise_dont_need(file.fd, 0, 0)
+    assert kernel.resident_pages(file.fd, 0, 8 * PAGE_SIZE) == bytes(8)
+
+
+@linux_only
+def test_advice_to_populate_is_understood_by_the_kernel() -> None:
+    with mmap.mmap(-1, 4 * PAGE_SIZE) as memory:
+        try:
+            memory.madvise(kernel.MADV_POPULATE_WRITE)
+            memory.madvise(kernel.MADV_POPULATE_READ)
+        except OSError as err:
+            pytest.skip(f"this kernel cannot populate on request: {err}")
+    assert kernel.MADV_HUGEPAGE == mmap.MADV_HUGEPAGE
+    assert kernel.MADV_DONTNEED == mmap.MADV_DONTNEED

@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import mmap
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from weightlift.host import kernel, storage
+from weightlift.host.kernel import PAGE_SIZE
+from weightlift.host.storage import Residency
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.host.conftest import CachedFile
+
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="asks the Linux kernel")
+GRANULE = 16 * PAGE_SIZE
+
+
+def as_another_user(answer: Callable[[], str]) -> str:
+    """What a function finds when a user asks who neither owns nor may write the file."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+            text = answer()
+        except BaseException as err:  # noqa: BLE001 - whatever happens has to reach the parent
+            text = repr(err)
+        os.write(writer, text.encode())
+        os._exit(0)
+    os.close(writer)
+    with open(reader, encoding="utf-8") as pipe:
+        text = pipe.read()
+    os.waitpid(child, 0)
+    return text
+
+
+@linux_only
+class TestResidency:
+    def test_whole_file(self, make_file: Callable[[int], CachedFile]) -> None:
+        file = make_file(10 * PAGE_SIZE + 1)
+        assert storage.residency(file.fd, file.size_bytes) == 0
+        file.warm(2 * PAGE_SIZE, 3 * PAGE_SIZE)
+        assert storage.residency(file.fd, file.size_bytes) == 3 * PAGE_SIZE
+        file.warm(0, file.size_bytes)
+        assert storage.residency(file.fd, file.size_bytes) == file.size_bytes
+
+    def test_an_empty_file_holds_nothing(self, make_file: Callable[[int], CachedFile]) -> None:
+        file = make_file(0)
+        assert storage.residency(file.fd, 0) == 0
+        found = storage.residency_map(file.fd, 0, GRANULE)
+        assert found is not None
+        assert found.runs() == []
+
+    def test_mincore_gives_the_same_where_cachestat_is_missing(
+        self, make_file: Callable[[int], CachedFile], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        file = make_file(10 * PAGE_SIZE + 1)
+        file.warm(2 * PAGE_SIZE, 3 * PAGE_SIZE)
+        monkeypatch.setattr(kernel, "cachestat", lambda *_: None)
+        monkeypatch.setattr(storage, "_VECTOR_WINDOW_BYTES", 4 * PAGE_SIZE)
+        assert storage.residency(file.fd, file.size_bytes) == 3 * PAGE_SIZE
+
+    @pytest.mark.root
+    def test_someone_elses_file_is_unknown(
+        self, make_file: Callable[[int], CachedFile], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        file = make_file(4 * GRANULE)
+        fd = os.open(file.path, os.O_RDONLY)
+
+        def answer() -> str:
+            known = storage.residency_map(fd, file.size_bytes, GRANULE)
+            return f"{storage.may_see_residency(fd)} {storage.residency(fd, file.size_bytes)} {known}"
+
+        try:
+            assert as_another_user(answer) == "False None None"
+            # On a kernel without cachestat, mincore would call every page resident.
+            monkeypatch.setattr(kernel, "cachestat", lambda *_: None)
+            assert as_another_user(answer) == "False None None"
+            file.path.chmod(0o666)
+            assert as_another_user(answer).startswith("True 0 ")
+            file.path.chmod(0o444)
+            os.chown(file.path, 65534, 65534)
+            assert as_another_user(answer).startswith("True 0 ")
+        finally:
+            os.close(fd)
+
+    def test_an_absent_and_a_resident_file_cost_one_call(
+        self, make_file: Callable[[int], CachedFile], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        file = make_file(8 * GRANULE)
+        calls: list[int] = []
+        ask = kernel.cachestat
+
+        def counting(fd: int, offset: int, length: int) -> kernel.CacheStat | None:
+            calls.append(offset)
+            return ask(fd, offset, length)
+
+        monkeypatch.setattr(kernel, "cachestat", counting)
+        absent = storage.residency_map(file.fd, file.size_bytes, GRANULE)
+        file.warm(0, file.size_bytes)
+        resident = storage.residency_map(file.fd, file.size_bytes, GRANULE)
+        assert calls == [0, 0]
+        assert absent is not None
+        assert absent.runs() == [(0, 8 * GRANULE, Residency.ABSENT)]
+        assert resident is not None
+        assert resident.runs() == [(0, 8 * GRANULE, Residency.RESIDENT)]
+        assert resident.cached_bytes == 8 * GRANULE
+
+    def test_the_map_of_a_mixed_file(self, make_file: Callable[[int], CachedFile]) -> None:
+        file = make_file(8 * GRANULE + 3 * PAGE_SIZE + 5)
+        file.warm(2 * GRANULE, 2 * GRANULE)
+        file.warm(5 * GRANULE + 4 * PAGE_SIZE, PAGE_SIZE)
+        file.warm(8 * GRANULE, 3 * PAGE_SIZE + 5)
+        found = storage.residency_map(file.fd, file.size_bytes, GRANULE)
+        assert found is not None
+        assert (found.granule_bytes, found.size_bytes) == (GRANULE, file.size_bytes)
+        assert found.cached_bytes == 2 * GRANULE + PAGE_SIZE + 3 * PAGE_SIZE + 5
+        assert found.runs() == [
+            (0, 2 * GRANULE, Residency.ABSENT),
+            (2 * GRANULE, 2 * GRANULE, Residency.RESIDENT),
+            (4 * GRANULE, GRANULE, Residency.ABSENT),
+            (5 * GRANULE, GRANULE, Residency.PARTIAL),
+            (6 * GRANULE, 2 * GRANULE, Residency.ABSENT),
+            (8 * GRANULE, 3 * PAGE_SIZE + 5, Residency.RESIDENT),
+        ]
+        assert found.state(2 * GRANULE, 2 * GRANULE) is Residency.RESIDENT
+        assert found.state(3 * GRANULE + 5, 7) is Residency.RESIDENT
+        assert found.state(GRANULE, 1) is Residency.ABSENT
+        assert found.state(2 * GRANULE - 1, 2) is Residency.PARTIAL
+        assert found.state(5 * GRANULE, GRANULE) is Residency.PARTIAL
+
+    def test_absent_ranges_are_exact_to_the_page(self, make_file: Callable[[int], CachedFile]) -> None:
+        file = make_file(4 * GRANULE + 2 * PAGE_SIZE + 5)
+        file.warm(GRANULE + 2 * PAGE_SIZE, PAGE_SIZE)
+        file.warm(2 * GRANULE, GRANULE)
+        file.warm(4 * GRANULE, PAGE_SIZE)
+        found = storage.residency_map(file.fd, file.size_bytes, GRANULE)
+        assert found is not None
+        assert storage.absent_ranges(file.fd, found) == [
+            (0, GRANULE + 2 * PAGE_SIZE),
+            (GRANULE + 3 * PAGE_SIZE, 13 * PAGE_SIZE),
+            (3 * GRANULE, GRANULE),
+            (4 * GRANULE + PAGE_SIZE, PAGE_SIZE + 5),
+        ]
+
+    def test_pages_that_cannot_be_looked_at_count_as_cached(
+        self, make_file: Callable[[int], CachedFile], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        file = make_file(4 * GRANULE)
+        file.warm(GRANULE, PAGE_SIZE)
+        found = storage.residency_map(file.fd, file.size_bytes, GRANULE)
+        assert found is not None
+        monkeypatch.setattr(storage, "may_see_residency", lambda *_: False)
+        assert storage.absent_ranges(file.fd, found) == [(0, GRANULE), (2 * GRANULE, 2 * GRANULE)]
+
+
+@linux_only
+class TestSweep:
+    def test_a_load_in_between_leaves_the_cache_as_it_was(self, make_file: Callable[[int], CachedFile]) -> None:
+        file = make_file(16 * GRANULE + 9)
+        file.warm(3 * GRANULE + 5 * PAGE_SIZE, 2 * GRANULE)
+        file.warm(9 * GRANULE, PAGE_SIZE)
+        found = storage.residency_map(file.fd, file.size_bytes, GRANULE)
+        assert found is not None
+        absent = storage.absent_ranges(file.fd, found)
+        before = kernel.resident_pages(file.fd, 0, file.size_bytes)
+        # A load reads with read-ahead, which brings in units of many pages.
+        os.posix_fadvise(file.fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        file.warm(0, file.size_bytes)
+        assert storage.residency(file.fd, file.size_bytes) == file.size_bytes
+        storage.sweep(file.fd, absent)
+        assert kernel.resident_pages(file.fd, 0, file.size_bytes) == before
+
+    def test_pages_covered_in_part_stay_but_for_the_last_of_the_file(
+        self, make_file: Callable[[int], CachedFile]
+    ) -> None:
+        file = make_file(8 * PAGE_SIZE + 9)
+        for page in range(9):
+            file.warm(page * PAGE_SIZE, min(PAGE_SIZE, file.size_bytes - page * PAGE_SIZE))
+        storage.sweep(file.fd, [(PAGE_SIZE + 1, 3 * PAGE_SIZE), (7 * PAGE_SIZE, PAGE_SIZE + 9)])
+        assert kernel.resident_pages(file.fd, 0, file.size_bytes) == bytes([1, 1, 0, 0, 1, 1, 1, 0, 0])
+
+    def test_ranges_that_touch_go_as_one(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        path = tmp_path / "file"
+        path.write_bytes(bytes(16 * PAGE_SIZE))
+        calls: list[tuple[int, int]] = []
+        monkeypatch.setattr(kernel, "advise_dont_need", lambda _, *where: calls.append(where))
+        with path.open("rb") as file:
+            half = PAGE_SIZE // 2
+            storage.sweep(file.fileno(), [(PAGE_SIZE, half), (PAGE_SIZE + half, half), (4 * PAGE_SIZE, 8 * PAGE_SIZE)])
+            assert calls == [(PAGE_SIZE, PAGE_SIZE), (4 * PAGE_SIZE, 8 * PAGE_SIZE)]
+            calls.clear()
+            storage.sweep(file.fileno(), [])
+            storage.sweep(file.fileno(), [(5, 10), (PAGE_SIZE + 5, 0)])
+            assert calls == []
+
+    def test_a_mapped_page_stays_and_residency_tells(self, make_file: Callable[[int], CachedFile]) -> None:
+        file = make_file(4 * PAGE_SIZE)
+        with mmap.mmap(file.fd, file.size_bytes, prot=mmap.PROT_READ) as mapped:
+            assert len(bytes(mapped)) == file.size_bytes
+            storage.sweep(file.fd, [(0, file.size_bytes)])
+            assert storage.residency(file.fd, file.size_bytes) == file.size_bytes
+        storage.sweep(file.fd, [(0, file.size_bytes)])
+        assert storage.residency(file.fd, file.size_bytes) == 0
