@@ -1,0 +1,270 @@
+"""The native engine, loaded through ctypes: the same contract as the Python one, without the interpreter lock.
+
+Owns the layout of the C structures and the search for the compiled library; knows no policy. Where the library was
+not built, :func:`native_library` says so and the Python engine is used instead.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from weightlift.errors import EngineError, UnsupportedError
+from weightlift.operations import (
+    COPY_FIELDS,
+    Activity,
+    ChunkReady,
+    Counters,
+    Event,
+    Extent,
+    ExtentDone,
+    Failure,
+    FailureKind,
+    ReadPath,
+    ShardSource,
+    ShardUse,
+    SlotMemory,
+)
+from weightlift.options import from_environment
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_ABI: Final = 2
+_EVENTS_PER_POLL: Final = 64
+_ACTIVITY_ROOM: Final = 64
+_NANOSECONDS: Final = 1e-9
+
+
+class _Shard(ctypes.Structure):
+    _fields_ = (
+        ("size", ctypes.c_uint64),
+        ("mapping", ctypes.c_uint64),
+        ("fd", ctypes.c_int32),
+        ("direct_fd", ctypes.c_int32),
+        ("offset_alignment", ctypes.c_uint32),
+        ("refused_errno", ctypes.c_int32),
+        ("bytes", ctypes.c_uint64 * len(ReadPath)),
+        ("refused_bytes", ctypes.c_uint64),
+    )
+
+
+class _Extent(ctypes.Structure):
+    _fields_ = (
+        ("offset", ctypes.c_uint64),
+        ("length", ctypes.c_uint64),
+        ("address", ctypes.c_uint64),
+        ("copies", ctypes.c_uint64),
+        ("copy_count", ctypes.c_uint32),
+        ("shard", ctypes.c_uint32),
+        ("path", ctypes.c_uint8),
+        ("sink", ctypes.c_uint8),
+        ("flags", ctypes.c_uint8),
+        ("resident", ctypes.c_uint8),
+    )
+
+
+class _Event(ctypes.Structure):
+    _fields_ = (
+        ("kind", ctypes.c_uint32),
+        ("extent", ctypes.c_uint32),
+        ("slot", ctypes.c_uint32),
+        ("error", ctypes.c_int32),
+        ("failure", ctypes.c_uint32),
+        ("slot_delta", ctypes.c_uint32),
+        ("offset", ctypes.c_uint64),
+        ("length", ctypes.c_uint64),
+    )
+
+
+class _Counters(ctypes.Structure):
+    _fields_ = (
+        ("claimed_bytes", ctypes.c_uint64),
+        ("landed_bytes", ctypes.c_uint64),
+        ("reads", ctypes.c_uint64),
+        ("fallbacks", ctypes.c_uint64),
+        ("nanoseconds", ctypes.c_uint64 * 5),
+        ("workers", ctypes.c_uint32),
+        ("running", ctypes.c_uint32),
+    )
+
+
+class _Activity(ctypes.Structure):
+    _fields_ = (
+        ("shard", ctypes.c_uint32),
+        ("busy", ctypes.c_uint32),
+        ("offset", ctypes.c_uint64),
+        ("length", ctypes.c_uint64),
+        ("nanoseconds", ctypes.c_uint64),
+    )
+
+
+_SIGNATURES: Final[dict[str, tuple[object, tuple[object, ...]]]] = {
+    "wl_abi": (ctypes.c_uint32, ()),
+    "wl_new": (
+        ctypes.c_void_p,
+        (ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_uint32),
+    ),
+    "wl_submit": (ctypes.c_int, (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32)),
+    "wl_set_limits": (ctypes.c_int, (ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint64)),
+    "wl_poll": (ctypes.c_uint32, (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32)),
+    "wl_return_slot": (None, (ctypes.c_void_p, ctypes.c_uint32)),
+    "wl_read_counters": (None, (ctypes.c_void_p, ctypes.c_void_p)),
+    "wl_read_shard": (None, (ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p)),
+    "wl_read_activity": (ctypes.c_uint32, (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32)),
+    "wl_cancel": (None, (ctypes.c_void_p,)),
+    "wl_join": (ctypes.c_uint32, (ctypes.c_void_p, ctypes.c_uint32)),
+    "wl_free": (None, (ctypes.c_void_p,)),
+}
+
+
+def library_path() -> Path:
+    """Where the compiled engine is looked for: ``WEIGHTLIFT_ENGINE_LIBRARY``, or beside this module."""
+    named = from_environment("WEIGHTLIFT_ENGINE_LIBRARY")
+    suffix = ".dylib" if sys.platform == "darwin" else ".so"
+    return Path(named) if named else Path(__file__).with_name(f"libweightlift_engine{suffix}")
+
+
+@functools.cache
+def native_library() -> ctypes.CDLL | str:
+    """The compiled engine, or a sentence that says why there is none."""
+    path = library_path()
+    if not path.exists():
+        return f"the native engine was not built ({path.name} is not there)"
+    try:
+        library = ctypes.CDLL(str(path))
+        for name, (result, arguments) in _SIGNATURES.items():
+            function = getattr(library, name)
+            function.restype, function.argtypes = result, arguments
+    except (OSError, AttributeError) as err:
+        return f"the native engine could not be loaded: {err}"
+    found = library.wl_abi()
+    if found != _ABI:
+        return f"the native engine is of another version (interface {found}, wanted {_ABI}); reinstall weightlift"
+    return library
+
+
+class NativeEngine:
+    """An :class:`~weightlift.operations.Engine` whose workers are threads of the compiled library.
+
+    Args:
+        shards: the open shards that extents refer to.
+        slots: memory to stage in, alive for as long as the engine is.
+        worker_room: most workers that :meth:`set_limits` may ask for.
+
+    Raises:
+        UnsupportedError: the library was not built or does not load.
+    """
+
+    name = "native"
+
+    def __init__(self, shards: Sequence[ShardSource], slots: SlotMemory, worker_room: int) -> None:
+        library = native_library()
+        if isinstance(library, str):
+            raise UnsupportedError(library, hint='use engine="python", or reinstall where a C compiler is found')
+        self._library = library
+        self._slots = slots
+        self._extents: list[Extent] = []
+        table = (_Shard * max(1, len(shards)))()
+        for entry, shard in zip(table, shards, strict=False):
+            entry.size, entry.mapping = shard.size_bytes, shard.mapping_address
+            entry.fd, entry.direct_fd = shard.descriptor, shard.direct_descriptor
+            entry.offset_alignment = shard.offset_alignment
+        self._engine = library.wl_new(table, len(shards), *slots, worker_room)
+        if not self._engine:
+            raise EngineError("the native engine could not allocate its tables", hint="the machine is out of memory")
+        self._events = (_Event * _EVENTS_PER_POLL)()
+
+    def submit(self, extents: Sequence[Extent]) -> None:
+        """See :class:`~weightlift.operations.Engine`."""
+        table = (_Extent * max(1, len(extents)))()
+        for entry, extent in zip(table, extents, strict=False):
+            entry.offset, entry.length, entry.address = extent.offset, extent.length, extent.address
+            entry.shard, entry.path, entry.sink = extent.shard, extent.path, extent.sink
+            entry.flags = extent.fresh | extent.drop_behind << 1
+            entry.resident = extent.resident
+            if extent.copies:
+                numbers, first, count = extent.copies
+                entry.copies = numbers.buffer_info()[0] + first * COPY_FIELDS * numbers.itemsize
+                entry.copy_count = count
+        # The list keeps the copy tables alive, whose addresses the engine now has.
+        self._extents.extend(extents)
+        self._check(self._library.wl_submit(self._engine, table, len(extents)), "take extents")
+
+    def set_limits(self, workers: int, chunk_bytes: int) -> None:
+        """See :class:`~weightlift.operations.Engine`."""
+        self._check(self._library.wl_set_limits(self._engine, workers, chunk_bytes), "start a thread")
+
+    def poll(self, timeout_seconds: float) -> list[Event]:
+        """See :class:`~weightlift.operations.Engine`."""
+        events = self._events
+        count = self._library.wl_poll(self._engine, events, _EVENTS_PER_POLL, int(timeout_seconds * 1000))
+        return [self._event(events[index]) for index in range(count)]
+
+    def _event(self, event: _Event) -> Event:
+        if event.kind == 0:
+            return ExtentDone(event.extent)
+        if event.kind == 1:
+            address = self._slots.address + event.slot * self._slots.slot_bytes + event.slot_delta
+            return ChunkReady(event.extent, event.slot, address, event.offset, event.length)
+        return Failure(event.extent, FailureKind(event.failure), event.error, event.offset, event.length)
+
+    def return_slot(self, slot: int) -> None:
+        """See :class:`~weightlift.operations.Engine`."""
+        self._library.wl_return_slot(self._engine, slot)
+
+    def counters(self) -> Counters:
+        """See :class:`~weightlift.operations.Engine`."""
+        raw = _Counters()
+        self._library.wl_read_counters(self._engine, ctypes.byref(raw))
+        seconds = [nanoseconds * _NANOSECONDS for nanoseconds in raw.nanoseconds]
+        return Counters(
+            raw.claimed_bytes, raw.landed_bytes, raw.reads, raw.fallbacks, *seconds, raw.workers, raw.running
+        )
+
+    def shard_use(self, shard: int) -> ShardUse:
+        """See :class:`~weightlift.operations.Engine`."""
+        raw = _Shard()
+        self._library.wl_read_shard(self._engine, shard, ctypes.byref(raw))
+        by_path = list(raw.bytes)
+        return ShardUse(
+            direct_bytes=by_path[ReadPath.DIRECT],
+            buffered_bytes=by_path[ReadPath.BUFFERED] + by_path[ReadPath.DONTCACHE],
+            mapped_bytes=by_path[ReadPath.MAPPED],
+            refused_bytes=raw.refused_bytes,
+            refused_errno=raw.refused_errno,
+        )
+
+    def activity(self) -> list[Activity]:
+        """See :class:`~weightlift.operations.Engine`."""
+        table = (_Activity * _ACTIVITY_ROOM)()
+        count = self._library.wl_read_activity(self._engine, table, _ACTIVITY_ROOM)
+        return [
+            Activity(entry.shard, entry.offset, entry.length, entry.nanoseconds * _NANOSECONDS)
+            for entry in table[:count]
+        ]
+
+    def cancel(self) -> None:
+        """See :class:`~weightlift.operations.Engine`."""
+        self._library.wl_cancel(self._engine)
+
+    def join(self, timeout_seconds: float) -> int:
+        """See :class:`~weightlift.operations.Engine`."""
+        return int(self._library.wl_join(self._engine, int(timeout_seconds * 1000)))
+
+    def close(self) -> None:
+        """See :class:`~weightlift.operations.Engine`."""
+        engine, self._engine = self._engine, None
+        self._library.wl_free(engine)
+
+    @staticmethod
+    def _check(error: int, action: str) -> None:
+        if error:
+            raise EngineError(
+                f"the native engine could not {action}: {os.strerror(error)} (errno {error})",
+                hint="the limit on threads or memory of this user or container is reached",
+            )

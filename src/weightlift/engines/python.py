@@ -1,0 +1,423 @@
+"""The Python engine: the reference for the contract, and what runs where no compiled library is.
+
+Workers are Python threads; a read releases the interpreter lock while it lasts. All shared state is guarded by one
+lock, so nothing here relies on the interpreter lock for correctness. Reads go through a
+:class:`~weightlift.engines.reader.Reader`, which tests replace by one that injects faults.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import threading
+import time
+from bisect import bisect_right
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from weightlift.engines.reader import Reader, SystemReader
+from weightlift.operations import (
+    COPY_FIELDS,
+    Activity,
+    ChunkReady,
+    Counters,
+    Event,
+    Extent,
+    ExtentDone,
+    Failure,
+    FailureKind,
+    ReadPath,
+    ShardSource,
+    ShardUse,
+    Sink,
+    SlotMemory,
+)
+from weightlift.units import PAGE_BYTES, align_down, align_up
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_DIRECT_REFUSED: Final = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EFAULT})
+
+
+class _Chunk(NamedTuple):
+    extent: Extent
+    index: int
+    slot: int
+    offset: int
+    length: int
+
+
+@dataclass(slots=True)
+class _Outcome:
+    """What one chunk's move did; mutable because it is filled in step by step by one worker."""
+
+    delta: int = 0
+    refused_bytes: int = 0
+    refused_errno: int = 0
+    storage_seconds: float = 0.0
+    cache_seconds: float = 0.0
+    copy_seconds: float = 0.0
+    failure: Failure | None = None
+
+
+@dataclass(slots=True)
+class _Totals:
+    claimed_bytes: int = 0
+    landed_bytes: int = 0
+    reads: int = 0
+    fallbacks: int = 0
+    storage_seconds: float = 0.0
+    cache_seconds: float = 0.0
+    copy_seconds: float = 0.0
+    slot_wait_seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class _Use:
+    bytes_by_path: dict[ReadPath, int] = field(default_factory=lambda: dict.fromkeys(ReadPath, 0))
+    refused_bytes: int = 0
+    refused_errno: int = 0
+
+
+class _EndOfFile(Exception):
+    """The file ended at ``offset``; internal to the engine."""
+
+    def __init__(self, offset: int) -> None:
+        super().__init__(offset)
+        self.offset = offset
+
+
+def _memory(address: int, length: int) -> memoryview:
+    return memoryview((ctypes.c_ubyte * length).from_address(address)).cast("B")
+
+
+class PythonEngine:
+    """An :class:`~weightlift.operations.Engine` made of Python threads.
+
+    Args:
+        shards: the open shards that extents refer to.
+        slots: memory to stage in, alive for as long as the engine is.
+        worker_room: most workers that :meth:`set_limits` may ask for.
+        reader: how bytes are asked for; the operating system's own calls by default.
+    """
+
+    name = "python"
+
+    def __init__(
+        self, shards: Sequence[ShardSource], slots: SlotMemory, worker_room: int, reader: Reader | None = None
+    ) -> None:
+        self._shards = tuple(shards)
+        self._slots = slots
+        self._reader = reader or SystemReader()
+        self._lock = threading.Lock()
+        self._work = threading.Condition(self._lock)
+        self._news = threading.Condition(self._lock)
+        self._extents: list[Extent] = []
+        self._remaining: list[int] = []
+        self._next_extent = 0
+        self._next_offset = 0
+        self._free_slots = list(range(slots.count))
+        self._events: deque[Event] = deque()
+        self._worker_room = worker_room
+        self._threads: list[threading.Thread] = []
+        self._activity: dict[int, tuple[int, int, int, float]] = {}
+        self._limit = 0
+        self._running = 0
+        self._chunk_bytes = PAGE_BYTES
+        self._stopping = False
+        self._failed = False
+        self._totals = _Totals()
+        self._uses = [_Use() for _ in shards]
+
+    def submit(self, extents: Sequence[Extent]) -> None:
+        """See :class:`~weightlift.operations.Engine`."""
+        with self._lock:
+            if self._next_extent == len(self._extents) and extents:
+                self._next_offset = extents[0].offset
+            self._extents.extend(extents)
+            self._remaining.extend(extent.length for extent in extents)
+            self._work.notify_all()
+
+    def set_limits(self, workers: int, chunk_bytes: int) -> None:
+        """See :class:`~weightlift.operations.Engine`."""
+        with self._lock:
+            self._chunk_bytes = chunk_bytes
+            self._limit = workers
+            while not self._stopping and len(self._threads) < min(workers, self._worker_room):
+                index = len(self._threads)
+                thread = threading.Thread(target=self._run, args=(index,), name=f"weightlift-{index}", daemon=True)
+                self._threads.append(thread)
+                self._running += 1
+                thread.start()
+            self._work.notify_all()
+
+    def poll(self, timeout_seconds: float) -> list[Event]:
+        """See :class:`~weightlift.operations.Engine`."""
+        with self._lock:
+            self._news.wait_for(lambda: self._events, timeout_seconds)
+            events = list(self._events)
+            self._events.clear()
+            return events
+
+    def return_slot(self, slot: int) -> None:
+        """See :class:`~weightlift.operations.Engine`."""
+        with self._lock:
+            self._release_slot(slot)
+
+    def counters(self) -> Counters:
+        """See :class:`~weightlift.operations.Engine`."""
+        with self._lock:
+            totals = self._totals
+            return Counters(
+                totals.claimed_bytes,
+                totals.landed_bytes,
+                totals.reads,
+                totals.fallbacks,
+                totals.storage_seconds,
+                totals.cache_seconds,
+                0.0,
+                totals.copy_seconds,
+                totals.slot_wait_seconds,
+                min(self._limit, len(self._threads)),
+                self._running,
+            )
+
+    def shard_use(self, shard: int) -> ShardUse:
+        """See :class:`~weightlift.operations.Engine`."""
+        with self._lock:
+            use = self._uses[shard]
+            by_path = use.bytes_by_path
+            return ShardUse(
+                direct_bytes=by_path[ReadPath.DIRECT],
+                buffered_bytes=by_path[ReadPath.BUFFERED] + by_path[ReadPath.DONTCACHE],
+                mapped_bytes=by_path[ReadPath.MAPPED],
+                refused_bytes=use.refused_bytes,
+                refused_errno=use.refused_errno,
+            )
+
+    def activity(self) -> list[Activity]:
+        """See :class:`~weightlift.operations.Engine`."""
+        now = time.monotonic()
+        with self._lock:
+            return [
+                Activity(shard, offset, length, now - since)
+                for shard, offset, length, since in self._activity.values()
+            ]
+
+    def cancel(self) -> None:
+        """See :class:`~weightlift.operations.Engine`."""
+        with self._lock:
+            self._stopping = True
+            self._work.notify_all()
+
+    def join(self, timeout_seconds: float) -> int:
+        """See :class:`~weightlift.operations.Engine`."""
+        with self._lock:
+            self._news.wait_for(lambda: self._running == 0, timeout_seconds)
+            running, threads = self._running, list(self._threads)
+        if not running:
+            for thread in threads:
+                thread.join()
+        return running
+
+    def close(self) -> None:
+        """See :class:`~weightlift.operations.Engine`."""
+        self._extents.clear()
+
+    # ---- claiming and telling, under the lock
+
+    def _claim(self) -> _Chunk | None:
+        if self._next_extent == len(self._extents):
+            return None
+        extent = self._extents[self._next_extent]
+        wants_slot = extent.sink is not Sink.PLACE
+        if wants_slot and not self._free_slots:
+            return None
+        index, begin = self._next_extent, self._next_offset
+        end = self._chunk_end(extent, begin)
+        self._next_offset = end
+        if end == extent.offset + extent.length:
+            self._next_extent += 1
+            if self._next_extent < len(self._extents):
+                self._next_offset = self._extents[self._next_extent].offset
+        self._totals.claimed_bytes += end - begin
+        return _Chunk(extent, index, self._free_slots.pop() if wants_slot else -1, begin, end - begin)
+
+    def _chunk_end(self, extent: Extent, begin: int) -> int:
+        end = begin + self._chunk_bytes
+        if extent.sink is Sink.PLACE:
+            # Boundaries fall on pages of the destination, which direct reads need and populating likes.
+            address = extent.address + begin - extent.offset
+            end = begin + align_down(address + self._chunk_bytes, PAGE_BYTES) - address
+        elif extent.sink is not Sink.HAND_OVER:
+            end = align_down(end, PAGE_BYTES)
+        return min(end if end > begin else begin + self._chunk_bytes, extent.offset + extent.length)
+
+    def _release_slot(self, slot: int) -> None:
+        self._free_slots.append(slot)
+        self._work.notify()
+
+    def _tell(self, event: Event) -> None:
+        self._events.append(event)
+        self._news.notify_all()
+
+    def _finish(self, chunk: _Chunk, outcome: _Outcome) -> None:
+        totals, extent = self._totals, chunk.extent
+        totals.reads += 1
+        totals.storage_seconds += outcome.storage_seconds
+        totals.cache_seconds += outcome.cache_seconds
+        totals.copy_seconds += outcome.copy_seconds
+        use = self._uses[extent.shard]
+        if outcome.refused_bytes:
+            totals.fallbacks += 1
+            use.refused_bytes += outcome.refused_bytes
+            use.refused_errno = outcome.refused_errno or use.refused_errno
+        handed_over = extent.sink is Sink.HAND_OVER and outcome.failure is None
+        if chunk.slot >= 0 and not handed_over:
+            self._release_slot(chunk.slot)
+        if outcome.failure is not None:
+            if not self._failed:
+                self._failed = True
+                self._tell(outcome.failure)
+            self._stopping = True
+            self._work.notify_all()
+            return
+        use.bytes_by_path[extent.path] += chunk.length - outcome.refused_bytes
+        use.bytes_by_path[ReadPath.BUFFERED] += outcome.refused_bytes
+        totals.landed_bytes += chunk.length
+        if handed_over:
+            address = self._slots.address + chunk.slot * self._slots.slot_bytes + outcome.delta
+            self._tell(ChunkReady(chunk.index, chunk.slot, address, chunk.offset, chunk.length))
+        self._remaining[chunk.index] -= chunk.length
+        if self._remaining[chunk.index] == 0:
+            self._tell(ExtentDone(chunk.index))
+
+    def _run(self, index: int) -> None:
+        while True:
+            with self._lock:
+                chunk = self._next_chunk(index)
+                if chunk is None:
+                    self._running -= 1
+                    self._news.notify_all()
+                    return
+                self._activity[index] = (chunk.extent.shard, chunk.offset, chunk.length, time.monotonic())
+            outcome = self._move(chunk)
+            with self._lock:
+                del self._activity[index]
+                self._finish(chunk, outcome)
+
+    def _next_chunk(self, index: int) -> _Chunk | None:
+        while not self._stopping:
+            chunk = self._claim() if index < self._limit else None
+            if chunk is not None:
+                return chunk
+            starved = index < self._limit and self._next_extent < len(self._extents)
+            start = time.monotonic()
+            self._work.wait()
+            if starved:
+                self._totals.slot_wait_seconds += time.monotonic() - start
+        return None
+
+    # ---- one chunk, outside the lock
+
+    def _move(self, chunk: _Chunk) -> _Outcome:
+        extent, outcome = chunk.extent, _Outcome()
+        shard = self._shards[extent.shard]
+        if extent.sink is Sink.PLACE:
+            address = extent.address + chunk.offset - extent.offset
+        else:
+            outcome.delta = chunk.offset % shard.offset_alignment if extent.path is ReadPath.DIRECT else 0
+            address = self._slots.address + chunk.slot * self._slots.slot_bytes + outcome.delta
+        start = time.monotonic()
+        try:
+            self._read(shard, extent.path, address, chunk, outcome)
+        except _EndOfFile as end:
+            outcome.failure = Failure(chunk.index, FailureKind.END_OF_FILE, 0, end.offset, chunk.length)
+            return outcome
+        except OSError as err:
+            number = err.errno or errno.EIO
+            outcome.failure = Failure(chunk.index, FailureKind.READ, number, chunk.offset, chunk.length)
+            return outcome
+        read = time.monotonic()
+        if extent.resident:
+            outcome.cache_seconds = read - start
+        else:
+            outcome.storage_seconds = read - start
+        if extent.drop_behind:
+            self._drop(shard, chunk)
+        if extent.copies is not None:
+            self._copy_out(extent, chunk, address)
+            outcome.copy_seconds = time.monotonic() - read
+        return outcome
+
+    def _read(self, shard: ShardSource, path: ReadPath, address: int, chunk: _Chunk, outcome: _Outcome) -> None:
+        if path is ReadPath.DIRECT:
+            self._read_direct(shard, address, chunk, outcome)
+        elif path is ReadPath.MAPPED:
+            if chunk.offset + chunk.length > shard.size_bytes:
+                raise _EndOfFile(shard.size_bytes)
+            ctypes.memmove(address, shard.mapping_address + chunk.offset, chunk.length)
+        else:
+            self._read_cached(shard, path, _memory(address, chunk.length), chunk.offset)
+
+    def _read_cached(self, shard: ShardSource, path: ReadPath, buffer: memoryview, offset: int) -> None:
+        """The one place where short reads of the page cache are retried (PEP 475 retries EINTR)."""
+        done = 0
+        while done < len(buffer):
+            got = self._reader.read_into(shard, path, buffer[done:], offset + done)
+            if got == 0:
+                raise _EndOfFile(offset + done)
+            done += got
+
+    def _read_direct(self, shard: ShardSource, address: int, chunk: _Chunk, outcome: _Outcome) -> None:
+        alignment = shard.offset_alignment
+        wanted_end = chunk.offset + chunk.length
+        begin, end = align_down(chunk.offset, alignment), align_up(wanted_end, alignment)
+        blocks = _memory(address - (chunk.offset - begin), end - begin)
+        done = begin
+        while done < wanted_end:
+            try:
+                got = self._reader.read_into(shard, ReadPath.DIRECT, blocks[done - begin :], done)
+            except OSError as err:
+                if err.errno not in _DIRECT_REFUSED:
+                    raise
+                outcome.refused_errno = err.errno
+            else:
+                if got == 0:
+                    raise _EndOfFile(done)
+                done += got
+                if done >= wanted_end or done % alignment == 0:
+                    continue
+            # Refused, or stopped at a position that no further direct read may start at.
+            rest = max(done, chunk.offset)
+            outcome.refused_bytes = wanted_end - rest
+            self._read_cached(shard, ReadPath.BUFFERED, blocks[rest - begin : wanted_end - begin], rest)
+            return
+
+    @staticmethod
+    def _drop(shard: ShardSource, chunk: _Chunk) -> None:
+        import os
+
+        if hasattr(os, "posix_fadvise"):
+            first = align_down(chunk.offset, PAGE_BYTES)
+            length = chunk.offset + chunk.length - first
+            os.posix_fadvise(shard.descriptor, first, length, os.POSIX_FADV_DONTNEED)
+
+    @staticmethod
+    def _copy_out(extent: Extent, chunk: _Chunk, address: int) -> None:
+        assert extent.copies is not None
+        numbers, first, count = extent.copies
+        entries = range(first, first + count)
+        chunk_end = chunk.offset + chunk.length
+
+        def end_of(entry: int) -> int:
+            return numbers[entry * COPY_FIELDS] + numbers[entry * COPY_FIELDS + 1]
+
+        for entry in entries[bisect_right(entries, chunk.offset, key=end_of) :]:
+            offset, length, destination = numbers[entry * COPY_FIELDS : entry * COPY_FIELDS + COPY_FIELDS]
+            if offset >= chunk_end:
+                break
+            start, stop = max(offset, chunk.offset), min(offset + length, chunk_end)
+            ctypes.memmove(destination + start - offset, address + start - chunk.offset, stop - start)

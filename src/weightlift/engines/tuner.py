@@ -1,0 +1,125 @@
+"""Finds concurrency and chunk size while loading: pure arithmetic on observed throughput, no clock and no threads.
+
+A hill climb over two numbers. From a sensible start it tries one change at a time for one window of bytes, keeps it if
+throughput grew clearly, takes it back otherwise, and rests for a while once no change helps. Windows are long enough
+that one late chunk cannot decide, and the rest grows, so that a settled load is hardly disturbed.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from weightlift.units import KIB
+
+_WINDOW_SECONDS: Final = 0.03
+_WINDOW_CHUNKS_PER_WORKER: Final = 4
+_CLEAR_GAIN: Final = 1.08
+_REST_WINDOWS_FIRST: Final = 16
+_REST_WINDOWS_MAX: Final = 512
+_CHUNK_BYTES_MIN: Final = 256 * KIB
+
+
+class Setting(NamedTuple):
+    """How many workers claim, and chunks of which size."""
+
+    workers: int
+    chunk_bytes: int
+
+
+class Tuner:
+    """Climbs towards the setting with the highest throughput.
+
+    Args:
+        start: where to begin.
+        workers_max: most workers.
+        chunk_bytes_max: largest chunk.
+        fixed_workers: never change the number of workers.
+        fixed_chunk: never change the chunk size.
+    """
+
+    def __init__(
+        self,
+        start: Setting,
+        *,
+        workers_max: int,
+        chunk_bytes_max: int,
+        fixed_workers: bool = False,
+        fixed_chunk: bool = False,
+    ) -> None:
+        self.setting = start
+        self._workers_max = workers_max
+        self._chunk_bytes_max = chunk_bytes_max
+        self._fixed_workers = fixed_workers
+        self._fixed_chunk = fixed_chunk
+        self._window_start = (0.0, 0)
+        self._settling = True
+        self._best_rate = 0.0
+        self._before: Setting | None = None
+        self._untried = self._moves()
+        self._rest = 0
+        self._next_rest = _REST_WINDOWS_FIRST
+
+    def observe(self, seconds: float, landed_bytes: int) -> Setting | None:
+        """Tell how far the load is; returns a setting to change to, or ``None``.
+
+        Args:
+            seconds: time since the start, by any monotonic clock.
+            landed_bytes: bytes landed since the start.
+        """
+        since, landed = self._window_start
+        elapsed, moved = seconds - since, landed_bytes - landed
+        chunks = self.setting.workers * _WINDOW_CHUNKS_PER_WORKER
+        if elapsed < _WINDOW_SECONDS or moved < chunks * self.setting.chunk_bytes:
+            return None
+        self._window_start = (seconds, landed_bytes)
+        if self._settling:
+            # Chunks of the setting before were still under way in this window.
+            self._settling = False
+            return None
+        return self._judge(moved / elapsed)
+
+    def _judge(self, rate: float) -> Setting | None:
+        if self._before is not None:
+            before, self._before = self._before, None
+            if rate > self._best_rate * _CLEAR_GAIN:
+                self._best_rate = rate
+                self._untried = self._moves()
+                self._next_rest = _REST_WINDOWS_FIRST
+            else:
+                return self._change(before)
+        elif self._rest:
+            self._rest -= 1
+            self._best_rate = rate
+            return None
+        else:
+            self._best_rate = rate
+        return self._try_next()
+
+    def _try_next(self) -> Setting | None:
+        while self._untried:
+            candidate = self._untried.pop(0)
+            if candidate != self.setting:
+                self._before = self.setting
+                return self._change(candidate)
+        self._rest = self._next_rest
+        self._next_rest = min(2 * self._next_rest, _REST_WINDOWS_MAX)
+        self._untried = self._moves()
+        return None
+
+    def _change(self, setting: Setting) -> Setting:
+        self.setting = setting
+        self._settling = True
+        return setting
+
+    def _moves(self) -> list[Setting]:
+        workers, chunk = self.setting
+        moves: list[Setting] = []
+        if not self._fixed_workers:
+            moves.append(Setting(min(2 * workers, self._workers_max), chunk))
+        if not self._fixed_chunk:
+            moves.append(Setting(workers, min(2 * chunk, self._chunk_bytes_max)))
+        if not self._fixed_workers:
+            moves.append(Setting(max(1, workers // 2), chunk))
+        if not self._fixed_chunk:
+            moves.append(Setting(workers, min(chunk, max(_CHUNK_BYTES_MIN, chunk // 2))))
+        return moves
