@@ -1,0 +1,116 @@
+"""The public calls: open a checkpoint, load it, stream it, load it into a module.
+
+Each resolves options once, picks a target, and lets a :class:`~weightlift.pipeline.Transfer` do the work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack
+
+from weightlift.formats import describe
+from weightlift.loading import load_rows
+from weightlift.options import LoadOptions
+from weightlift.selection import select_rows
+from weightlift.types import HeaderRules
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable
+
+    from weightlift.description import Description, TensorInfo
+    from weightlift.keywords import LoadKeywords
+    from weightlift.types import LoadReport
+
+T = TypeVar("T")
+
+
+class StateDict(dict[str, T], Generic[T]):
+    """Tensors by name, in file order, and the report of the load that made them.
+
+    Attributes:
+        report: what the load did.
+    """
+
+    report: LoadReport
+
+    def __init__(self, tensors: Iterable[tuple[str, T]], report: LoadReport) -> None:
+        super().__init__(tensors)
+        self.report = report
+
+
+class Checkpoint(Mapping[str, "TensorInfo"]):
+    """A checkpoint whose headers have been read: a mapping from tensor names to their descriptions.
+
+    Attributes:
+        description: the columns behind it.
+    """
+
+    def __init__(self, description: Description) -> None:
+        self.description = description
+
+    def __getitem__(self, name: str) -> TensorInfo:
+        return self.description.tensor(self.description.row(name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.description.names)
+
+    def __len__(self) -> int:
+        return len(self.description)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """Free-form text entries of all shards; where shards disagree, the first one counts."""
+        merged: dict[str, str] = {}
+        for shard in reversed(self.description.shards):
+            merged.update(shard.metadata)
+        return merged
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all tensors together."""
+        return self.description.total_bytes
+
+    def __repr__(self) -> str:
+        return f"<Checkpoint of {len(self)} tensors, {self.total_bytes:,} bytes in {len(self.description.shards)} files>"
+
+
+def open(path: str | os.PathLike[str], *, header: HeaderRules | str = HeaderRules.REFERENCE) -> Checkpoint:
+    """Read a checkpoint's headers, and nothing else.
+
+    Args:
+        path: a file, a folder of shards, an index file, or a model in the Hugging Face cache.
+        header: ``reference`` judges headers as the format's reference parser does, ``strict`` refuses what it tolerates.
+
+    Raises:
+        CheckpointNotFoundError: there is nothing at the path.
+        FormatError: what is there breaks the rules of its format.
+        AccessError: it may not be read.
+    """
+    return Checkpoint(describe(path, header=LoadOptions(header=HeaderRules(header)).header))
+
+
+def _description(checkpoint: str | os.PathLike[str] | Checkpoint, options: LoadOptions) -> Description:
+    if isinstance(checkpoint, Checkpoint):
+        return checkpoint.description
+    return describe(checkpoint, header=options.header)
+
+
+def load(path: str | os.PathLike[str] | Checkpoint, **keywords: Unpack[LoadKeywords]) -> StateDict[Any]:
+    """Load a checkpoint's tensors.
+
+    Args:
+        path: a path as for :func:`open`, or an opened checkpoint.
+        **keywords: the fields of :class:`~weightlift.options.LoadOptions`.
+
+    Returns:
+        Tensors by name, in file order, with the load's report as ``.report``. With ``device="null"`` it is empty.
+
+    Raises:
+        WeightliftError: see :mod:`weightlift.errors`; nothing half-loaded is returned.
+    """
+    options = LoadOptions(**keywords)
+    description = _description(path, options)
+    rows = select_rows(description, options.names)
+    tensors, report = load_rows(description, rows, options)
+    return StateDict(tensors, report)

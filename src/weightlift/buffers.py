@@ -1,0 +1,105 @@
+"""Host memory that a load uses: the region destination tensors lie in, and the fixed pool of staging slots.
+
+A region is one anonymous mapping, advised to use huge pages, in which every tensor (or run of small tensors) has a
+lease. What the caller holds keeps its lease alive; when a lease dies its whole pages go back to the system at once,
+though the rest of the region lives on. Nothing in a region is ever used twice.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import sys
+import weakref
+from typing import TYPE_CHECKING, Final
+
+from weightlift.errors import InsufficientMemoryError
+from weightlift.operations import SlotMemory
+from weightlift.units import align_down, align_up, format_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+LeaseBuffer = ctypes.Array[ctypes.c_ubyte]
+"""A writable buffer over one lease; whoever holds it (or a view of it) keeps the memory alive."""
+
+_HUGE_PAGE_BYTES: Final = 2 << 20
+
+
+def _map_anonymous(nbytes: int, purpose: str) -> mmap.mmap:
+    try:
+        if sys.platform == "win32":
+            return mmap.mmap(-1, nbytes)
+        # Python's own default is a shared mapping, which takes no huge pages and counts as shared memory.
+        mapping = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, ValueError, OverflowError) as err:
+        raise InsufficientMemoryError(
+            f"the system would not reserve {format_bytes(nbytes)} for {purpose} ({err})",
+            hint='load fewer tensors (names=…), use method="mmap", or add swap',
+        ) from err
+    if sys.platform == "linux" and nbytes >= _HUGE_PAGE_BYTES:
+        try:
+            mapping.madvise(mmap.MADV_HUGEPAGE)
+        except OSError:
+            # A kernel without transparent huge pages: slower to touch, otherwise the same.
+            return mapping
+    return mapping
+
+
+def _address(mapping: mmap.mmap) -> int:
+    return ctypes.addressof(ctypes.c_ubyte.from_buffer(mapping))
+
+
+def _give_back(weak_mapping: Callable[[], mmap.mmap | None], first: int, end: int) -> None:
+    mapping = weak_mapping()
+    if mapping is not None and end > first and hasattr(mmap, "MADV_DONTNEED"):
+        mapping.madvise(mmap.MADV_DONTNEED, first, end - first)
+
+
+class HostRegion:
+    """Fresh, private, writable memory for destination tensors.
+
+    Args:
+        nbytes: size; rounded up to whole pages.
+
+    Raises:
+        InsufficientMemoryError: the system refuses to reserve that much.
+    """
+
+    def __init__(self, nbytes: int) -> None:
+        self.nbytes = align_up(max(nbytes, 1), mmap.PAGESIZE)
+        self._mapping = _map_anonymous(self.nbytes, "tensors")
+        self.address = _address(self._mapping)
+
+    def lease(self, start: int, length: int) -> LeaseBuffer:
+        """A buffer over ``length`` bytes from ``start``, whose whole pages are freed as soon as nobody holds it."""
+        buffer = (ctypes.c_ubyte * length).from_buffer(self._mapping, start)
+        if sys.platform == "linux":
+            first, end = align_up(start, mmap.PAGESIZE), align_down(start + length, mmap.PAGESIZE)
+            finalizer = weakref.finalize(buffer, _give_back, weakref.ref(self._mapping), first, end)
+            finalizer.atexit = False
+        return buffer
+
+
+class SlotPool:
+    """The fixed pool an engine stages in, made once per load and never grown.
+
+    Args:
+        count: how many slots; 0 makes an empty pool.
+        slot_bytes: bytes of each, a multiple of the page size.
+
+    Raises:
+        InsufficientMemoryError: the system refuses to reserve that much.
+    """
+
+    def __init__(self, count: int, slot_bytes: int) -> None:
+        self.nbytes = count * slot_bytes
+        self._mapping = _map_anonymous(self.nbytes, "staging slots") if self.nbytes else None
+        address = _address(self._mapping) if self._mapping is not None else 0
+        self.memory = SlotMemory(address, slot_bytes, count)
+
+    def close(self) -> None:
+        """Return the memory; no engine may be using it any more."""
+        if self._mapping is not None:
+            self._mapping.close()
+            self._mapping = None

@@ -1,0 +1,64 @@
+"""Turning what an engine reports into the error a person reads: file, tensor, offset, numbers, cause, hint."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING, NoReturn
+
+from weightlift.errors import InsufficientMemoryError, ReadError, WeightliftError, printable
+from weightlift.operations import FailureKind
+from weightlift.units import format_bytes
+
+if TYPE_CHECKING:
+    from weightlift.description import Description
+    from weightlift.operations import Extent, Failure
+    from weightlift.shards import OpenShards
+
+_HINTS = {
+    errno.EIO: "the drive reported an error: look at dmesg and the drive's health (smartctl), then fetch the file again",
+    errno.ESTALE: "the file was removed on the server that shares it: mount it again",
+    errno.ETIMEDOUT: "the server that shares the file did not answer: check the network",
+    errno.ENOMEM: "the machine is out of memory: close programs, or set a smaller host_memory",
+    errno.EACCES: "the file system refuses the read: check permissions and mount options",
+}
+
+
+def raise_failure(failure: Failure, extent: Extent, description: Description, shards: OpenShards) -> NoReturn:
+    """Raise the typed error for an engine's failure.
+
+    Args:
+        failure: what the engine told.
+        extent: the extent it happened in.
+        description: the checkpoint.
+        shards: its open shards.
+    """
+    shard = description.shards[extent.shard]
+    tensor = description.tensor_at(extent.shard, max(failure.offset, extent.offset))
+    if failure.kind is FailureKind.END_OF_FILE:
+        raise shards.describe_end_of_file(extent.shard, failure.offset, tensor)
+    if failure.kind is FailureKind.MEMORY:
+        raise InsufficientMemoryError(
+            f"{shard.path}: no memory for {format_bytes(failure.length)} more of the tensors "
+            f"({os.strerror(failure.error_number)}), at {_named(tensor)}",
+            hint='close other programs, load fewer tensors (names=…), use method="mmap", or add swap',
+            path=shard.path,
+            tensor=tensor,
+        )
+    error: WeightliftError = ReadError(
+        f"{shard.path}: reading {failure.length:,} bytes at byte {failure.offset:,} failed, in {_named(tensor)}: "
+        f"{os.strerror(failure.error_number)} ({errno.errorcode.get(failure.error_number, 'errno')} "
+        f"{failure.error_number})",
+        hint=_HINTS.get(failure.error_number, 'check the storage; method="buffered" asks least of it'),
+        path=shard.path,
+        tensor=tensor,
+        offset=failure.offset,
+        length=failure.length,
+    )
+    if isinstance(error, ReadError):
+        error.errno = failure.error_number
+    raise error
+
+
+def _named(tensor: str | None) -> str:
+    return f"tensor {printable(tensor)}" if tensor else "the space between tensors"

@@ -1,0 +1,30 @@
+"""The keyword arguments that every public call takes, for type checkers; :class:`LoadOptions` judges their values."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypedDict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from weightlift.types import CachePolicy, EngineName, Framework, HeaderRules, Method, Staging
+
+
+class LoadKeywords(TypedDict, total=False):
+    """See :class:`~weightlift.options.LoadOptions` for what each means."""
+
+    method: Method | str
+    cache: CachePolicy | str
+    host_memory: int | str
+    staging: Staging | str
+    engine: EngineName | str
+    device: Any
+    names: str | Sequence[str] | None
+    dtype: Any
+    framework: Framework | str
+    header: HeaderRules | str
+    progress: Callable[[int, int], None] | None
+    readonly: bool
+    digest: bool
+    workers: int | None
+    chunk_bytes: int | str | None

@@ -1,0 +1,183 @@
+"""Loading a selection of tensors at once: picks the target, runs the transfer, makes tensors and report."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from weightlift.errors import InsufficientMemoryError, OptionError, UnsupportedError
+from weightlift.host.memory import available_processors, headroom
+from weightlift.pipeline import Transfer
+from weightlift.summary import summarise, summarise_mapped
+from weightlift.targets.digest import DigestTarget, digest_tensors
+from weightlift.targets.frameworks import pick_framework
+from weightlift.targets.host import ConvertingTarget, HostTarget
+from weightlift.targets.mapped import map_shards, mappable_rows, mapped_tensors
+from weightlift.targets.null import NullTarget
+from weightlift.types import Framework, Method, Staging
+from weightlift.units import format_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from weightlift.description import Description
+    from weightlift.options import LoadOptions
+    from weightlift.targets.base import Target
+    from weightlift.targets.frameworks import TensorMaker
+    from weightlift.types import LoadReport
+
+Loaded = tuple[list[tuple[str, Any]], "LoadReport"]
+
+
+def load_rows(description: Description, rows: Sequence[int], options: LoadOptions) -> Loaded:
+    """Load the tensors of some rows.
+
+    Args:
+        description: the checkpoint.
+        rows: the selected rows, in file order.
+        options: how.
+
+    Raises:
+        WeightliftError: see :mod:`weightlift.errors`.
+    """
+    device = device_name(options)
+    if device == "null":
+        return _transfer(description, rows, options, _null_target(description, rows, options))
+    maker = framework_for(device, options)
+    if options.method is Method.MMAP and device == "cpu" and options.dtype is None:
+        return _load_mapped(description, rows, options, maker)
+    target = memory_target(description, rows, options, maker, device)
+    check_fit(target)
+    return _transfer(description, rows, options, target)
+
+
+def device_name(options: LoadOptions) -> str:
+    """The one device of the options, as its name.
+
+    Raises:
+        OptionError: the device is not a name or an object that has one.
+        UnsupportedError: staging was asked for that the device cannot use.
+    """
+    device = options.device
+    if not isinstance(device, str) and not hasattr(device, "type"):
+        raise OptionError(
+            f"device={device!r} is not a device", hint='pass one device, such as "cpu", "null" or torch.device("cuda:0")'
+        )
+    name = str(device)
+    if name in {"cpu", "null"} and options.staging not in {Staging.AUTO, Staging.NONE}:
+        raise UnsupportedError(
+            f"staging={options.staging.value} has no meaning for device={name}: its memory is filled in place",
+            hint="leave staging out",
+        )
+    return name
+
+
+def framework_for(device: str, options: LoadOptions) -> TensorMaker:
+    """Whose tensors are made; devices other than the CPU need torch."""
+    requested = options.framework
+    if device != "cpu" and requested is not Framework.TORCH:
+        if requested is Framework.NUMPY:
+            raise UnsupportedError(f"numpy has no device {device}", hint='use framework="torch"')
+        requested = Framework.TORCH
+    return pick_framework(requested)
+
+
+def memory_target(
+    description: Description, rows: Sequence[int], options: LoadOptions, maker: TensorMaker, device: str
+) -> HostTarget | ConvertingTarget:
+    """The target that fills tensors on a device, converting if a data type was asked for."""
+    if options.dtype is None and device == "cpu":
+        return HostTarget(description, rows, maker)
+    dtype = maker.resolve_dtype(options.dtype) if options.dtype is not None else None
+    return ConvertingTarget(description, rows, maker, dtype=dtype, device=device)
+
+
+def check_fit(target: Target) -> None:
+    """Raise before anything is read if the tensors cannot fit this machine or its cgroup.
+
+    Raises:
+        InsufficientMemoryError: says by how much.
+    """
+    room = headroom()
+    if room is None or target.host_bytes <= room.available_bytes + room.swap_free_bytes:
+        return
+    raise InsufficientMemoryError(
+        f"the tensors need {format_bytes(target.host_bytes)} of memory and {room.sentence}",
+        hint='load part of them (names=…), stream them (weightlift.stream), use method="mmap", or add swap',
+    )
+
+
+def _null_target(description: Description, rows: Sequence[int], options: LoadOptions) -> Target:
+    if options.digest:
+        return DigestTarget(description, rows, available_processors())
+    return NullTarget(description, rows)
+
+
+def shards_of(description: Description, rows: Sequence[int]) -> list[int]:
+    """The shards that hold bytes of some rows."""
+    if len(rows) == len(description):
+        return sorted(set(description.shard_indexes))
+    return sorted({description.shard_indexes[row] for row in rows})
+
+
+def _transfer(description: Description, rows: Sequence[int], options: LoadOptions, target: Target) -> Loaded:
+    transfer = Transfer(
+        description, shards_of(description, rows), options, destination_bytes=target.host_bytes
+    )
+    transfer.run(target)
+    with transfer.aborting():
+        digests = _digests(description, rows, options, target)
+        tensors = list(target.finish())
+    finished = transfer.finish()
+    if isinstance(target, DigestTarget):
+        digests = {description.names[row]: target.digests[description.names[row]] for row in rows}
+    report = summarise(
+        transfer, description, rows, options, device=target.device, finished=finished, digests=digests
+    )
+    return tensors, report
+
+
+def _digests(description: Description, rows: Sequence[int], options: LoadOptions, target: Target) -> dict[str, str]:
+    if not options.digest or isinstance(target, DigestTarget):
+        return {}
+    if isinstance(target, HostTarget):
+        return digest_tensors(dict(target.stored()), available_processors())
+    # Converted tensors no longer hold the bytes as stored, so these are read once more.
+    second = DigestTarget(description, rows, available_processors())
+    _, report = _transfer(description, rows, options, second)
+    return dict(report.digests)
+
+
+def _load_mapped(
+    description: Description, rows: Sequence[int], options: LoadOptions, maker: TensorMaker
+) -> Loaded:
+    """Hand out views of mapped files; tensors misaligned in the file are read into memory of their own."""
+    mapped = mappable_rows(description, rows)
+    aligned = set(mapped)
+    owned = [row for row in rows if row not in aligned]
+    target = HostTarget(description, owned, maker)
+    transfer = Transfer(description, shards_of(description, rows), options, destination_bytes=target.host_bytes)
+    transfer.run(target)
+    with transfer.aborting():
+        descriptors = {index: transfer.shards.sources[index].descriptor for index in shards_of(description, rows)}
+        mappings = map_shards(description, list(descriptors), descriptors, readonly=options.readonly)
+        tensors = dict(mapped_tensors(description, mapped, mappings, maker)) | dict(target.finish())
+        digests = {}
+        if options.digest:
+            digests = _digests_of_mappings(description, rows, mappings)
+    finished = transfer.finish()
+    report = summarise_mapped(
+        transfer, description, rows, options, owned=owned, finished=finished, digests=digests
+    )
+    return [(description.names[row], tensors[description.names[row]]) for row in rows], report
+
+
+def _digests_of_mappings(description: Description, rows: Sequence[int], mappings: dict[int, Any]) -> dict[str, str]:
+    buffers = {}
+    for row in rows:
+        start, length = description.offsets[row], description.lengths[row]
+        whole = memoryview(mappings[description.shard_indexes[row]]) if length else memoryview(b"")
+        buffers[description.names[row]] = whole[start : start + length] if length else whole
+    digests = digest_tensors(buffers, available_processors())
+    for view in buffers.values():
+        view.release()
+    return digests

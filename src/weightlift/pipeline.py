@@ -1,0 +1,281 @@
+"""The one place where plan, engine, buffers, targets and monitor meet: carries out one load from start to report.
+
+A :class:`Transfer` owns everything a load has open. Whatever ends it (success, a failed read, Ctrl-C), the engine has
+stopped before memory is released; a read that never returns keeps its buffers and descriptors alive and is named.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import TYPE_CHECKING, Final
+
+from weightlift.buffers import SlotPool
+from weightlift.engines.native import NativeEngine, native_library
+from weightlift.engines.python import PythonEngine
+from weightlift.engines.tuner import Setting, Tuner
+from weightlift.failures import raise_failure
+from weightlift.host.memory import available_processors, headroom
+from weightlift.monitor import Monitor
+from weightlift.operations import ChunkReady, Engine, Extent, ExtentDone, Failure
+from weightlift.plan import decide_cache, plan_extents, plan_pool
+from weightlift.shards import OpenShards
+from weightlift.types import CachePolicy, EngineName, Method
+from weightlift.units import format_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from weightlift.description import Description
+    from weightlift.engines.reader import Reader
+    from weightlift.monitor import MonitorResult
+    from weightlift.operations import Counters, ShardSource, SlotMemory
+    from weightlift.options import LoadOptions
+    from weightlift.plan import CacheDecision, Pool
+    from weightlift.targets.base import Target
+
+_TICK_SECONDS: Final = 0.01
+_SAMPLE_SECONDS: Final = 0.05
+_PROGRESS_SECONDS: Final = 0.1
+_STUCK_SECONDS: Final = 2.0
+
+_abandoned: list[object] = []
+"""What reads that never returned may still write to; kept for the life of the process."""
+
+
+class Transfer:
+    """One load: opens shards, plans, runs an engine, and tells what happened.
+
+    Args:
+        description: the checkpoint.
+        shards_used: indexes of the shards to read.
+        options: the caller's options.
+        destination_bytes: host memory that the tensors will take, for the decision about the page cache.
+        reader: how the Python engine asks for bytes; for fault injection.
+    """
+
+    def __init__(
+        self,
+        description: Description,
+        shards_used: Sequence[int],
+        options: LoadOptions,
+        *,
+        destination_bytes: int,
+        reader: Reader | None = None,
+    ) -> None:
+        self.started = time.monotonic()
+        self.phases: dict[str, float] = {}
+        self._description = description
+        self._used = shards_used
+        self._options = options
+        self._reader = reader
+        self._engine: Engine | None = None
+        self._slots: SlotPool | None = None
+        self._target: Target | None = None
+        self._extents: list[Extent] = []
+        self._total_bytes = 0
+        self._samples_due = self._progress_due = 0.0
+        self.monitor = Monitor()
+        self.shards = OpenShards(
+            description,
+            shards_used,
+            want_direct=options.method in {Method.AUTO, Method.DIRECT},
+            want_mapping=options.method is Method.MMAP,
+        )
+        available = headroom()
+        self.cache: CacheDecision = decide_cache(
+            options.cache,
+            options.method,
+            [self.shards.facts[index] for index in shards_used],
+            destination_bytes=destination_bytes,
+            available_bytes=available.available_bytes if available else None,
+        )
+        self._lap("open", self.started)
+
+    def _lap(self, phase: str, since: float) -> float:
+        now = time.monotonic()
+        self.phases[phase] = self.phases.get(phase, 0.0) + now - since
+        return now
+
+    def run(self, target: Target) -> None:
+        """Read everything ``target`` wants and have it land.
+
+        Raises:
+            WeightliftError: the first thing that went wrong, once everything has stopped.
+        """
+        begin = time.monotonic()
+        self._target = target
+        with self.aborting():
+            self._start(target)
+            begin = self._lap("plan", begin)
+            self._pump(target)
+            self._lap("read", begin)
+
+    @contextlib.contextmanager
+    def aborting(self) -> Iterator[None]:
+        """Whatever is raised inside ends the load: everything stops and is released first."""
+        try:
+            yield
+        except BaseException as err:
+            self.abort(err)
+            raise
+
+    def _start(self, target: Target) -> None:
+        options = self._options
+        self._extents = plan_extents(
+            target.prepare(), self.shards.facts, options.method, keep=self.cache.keep, in_order=target.in_order
+        )
+        self._total_bytes = sum(extent.length for extent in self._extents)
+        self.pool = self._plan_pool()
+        self._begin()
+        assert self._engine is not None
+        self._engine.submit(self._extents)
+
+    def _plan_pool(self) -> Pool:
+        options = self._options
+        return plan_pool(
+            self._extents,
+            budget_bytes=options.host_memory,
+            processors=available_processors(),
+            workers=options.workers,
+            chunk_bytes=options.chunk_bytes,
+        )
+
+    def _begin(self) -> None:
+        pool = self.pool
+        self._slots = SlotPool(pool.slot_count, pool.slot_bytes)
+        self._engine = make_engine(
+            self._options.engine, self.shards.sources, self._slots.memory, pool.worker_room, self._reader
+        )
+        self._tuner = Tuner(
+            Setting(pool.workers, pool.chunk_bytes),
+            workers_max=pool.worker_room,
+            chunk_bytes_max=pool.chunk_bytes_max,
+            fixed_workers=self._options.workers is not None,
+            fixed_chunk=self._options.chunk_bytes is not None,
+        )
+        self._engine.set_limits(pool.workers, pool.chunk_bytes)
+        self._engine_started = time.monotonic()
+
+    def _pump(self, target: Target) -> None:
+        """Serve the engine until every extent has landed."""
+        engine = self._engine
+        assert engine is not None
+        left = len(self._extents)
+        while left:
+            for event in engine.poll(_TICK_SECONDS):
+                if isinstance(event, ExtentDone):
+                    left -= 1
+                elif isinstance(event, ChunkReady):
+                    target.receive(event, self._extents[event.extent].tag, engine.return_slot)
+                else:
+                    self._fail(event)
+            self.tick(target.host_bytes > 0)
+        self._sample(in_host_memory=target.host_bytes > 0)
+
+    def _fail(self, failure: Failure) -> None:
+        extent = self._extents[failure.extent]
+        raise_failure(failure, extent, self._description, self.shards)
+
+    def tick(self, in_host_memory: bool) -> None:
+        """What has to happen now and then while bytes move: tuning, sampling, progress."""
+        engine = self._engine
+        assert engine is not None
+        now = time.monotonic()
+        counters = engine.counters()
+        change = self._tuner.observe(now - self._engine_started, counters.landed_bytes)
+        if change is not None:
+            engine.set_limits(*change)
+        if now >= self._samples_due:
+            self._samples_due = now + _SAMPLE_SECONDS
+            self._sample(in_host_memory=in_host_memory)
+        if self._options.progress is not None and now >= self._progress_due:
+            self._progress_due = now + _PROGRESS_SECONDS
+            self._options.progress(counters.landed_bytes, self._total_bytes)
+
+    def _sample(self, *, in_host_memory: bool) -> None:
+        assert self._engine is not None
+        self.monitor.sample(self._engine.counters().claimed_bytes if in_host_memory else 0)
+
+    def finish(self) -> tuple[Counters, MonitorResult, int | None]:
+        """Stop the engine, leave the page cache as decided, check the shards, close everything.
+
+        Returns:
+            The engine's counters, what the monitor saw, and how much of the shards is cached now.
+
+        Raises:
+            FileChangedError: a shard was changed while it was read.
+        """
+        begin = time.monotonic()
+        engine = self._engine
+        assert engine is not None
+        with self.aborting():
+            self.shards.check_unchanged()
+            if self._options.progress is not None:
+                self._options.progress(self._total_bytes, self._total_bytes)
+        self.uses = {index: engine.shard_use(index) for index in self._used}
+        self.engine_name, self.chunk_bytes = engine.name, self._tuner.setting.chunk_bytes
+        counters = engine.counters()
+        engine.cancel()
+        engine.join(_STUCK_SECONDS)
+        engine.close()
+        if not self.cache.keep and self._leaves_cache():
+            self.shards.sweep()
+        cached = self.shards.cached_now()
+        assert self._slots is not None
+        assert self._target is not None
+        self._target.close()
+        self._slots.close()
+        self.shards.__exit__(None, None, None)
+        observed = self.monitor.finish()
+        self._lap("finish", begin)
+        return counters, observed, cached
+
+    def _leaves_cache(self) -> bool:
+        if self._options.method is Method.DIRECT or self._options.cache is not CachePolicy.KEEP:
+            return any(use.buffered_bytes or use.mapped_bytes for use in self.uses.values())
+        return False
+
+    def abort(self, cause: BaseException) -> None:
+        """Stop everything and release it; what a read still under way may touch is kept alive instead."""
+        engine, self._engine = self._engine, None
+        if self._target is not None:
+            self._target.close()
+        if engine is not None:
+            engine.cancel()
+            stuck = engine.join(_STUCK_SECONDS)
+            if stuck:
+                named = "; ".join(
+                    f"{self._description.shards[read.shard].path} at byte {read.offset:,} "
+                    f"({format_bytes(read.length)}, for {read.seconds:.1f} s)"
+                    for read in engine.activity()
+                )
+                cause.add_note(f"{stuck} reads have not returned and keep their buffers: {named}")
+                _abandoned.append((engine, self._slots, self._target, self.shards.detach()))
+                return
+            engine.close()
+        if self._slots is not None:
+            self._slots.close()
+        if not self.cache.keep:
+            self.shards.sweep()
+        self.shards.__exit__(None, None, None)
+        self._target = None
+
+
+def make_engine(
+    requested: EngineName,
+    sources: Sequence[ShardSource],
+    slots: SlotMemory,
+    worker_room: int,
+    reader: Reader | None = None,
+) -> Engine:
+    """The engine asked for; ``auto`` takes the native one where it was built.
+
+    Raises:
+        UnsupportedError: the native engine was asked for and is not there.
+    """
+    if reader is not None or requested is EngineName.PYTHON:
+        return PythonEngine(sources, slots, worker_room, reader)
+    if requested is EngineName.NATIVE or not isinstance(native_library(), str):
+        return NativeEngine(sources, slots, worker_room)
+    return PythonEngine(sources, slots, worker_room)

@@ -1,0 +1,403 @@
+"""How the wanted ranges are read: pure decisions from facts, no I/O and no clock.
+
+Given what is known of each shard (size, direct I/O, what the page cache holds), the options and the headroom, this
+module decides whether the page cache is kept, which path every range takes, how large the staging pool is, and where
+concurrency starts. The result is a list of extents that an engine can carry out, and the reasons in words.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from weightlift.errors import BudgetError
+from weightlift.host.storage import Residency
+from weightlift.operations import CopyTable, Extent, ReadPath, Sink
+from weightlift.types import BudgetTerm, CachePolicy, Method
+from weightlift.units import KIB, MIB, PAGE_BYTES, align_down, format_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from weightlift.host.storage import ResidencyMap
+
+ALIGNMENT_SLACK_BYTES: Final = 2 * PAGE_BYTES
+"""Room in a slot for the blocks at both ends of a direct read."""
+
+GRANULE_BYTES: Final = 1 * MIB
+"""Resolution at which the page cache is looked at, and so of the choice between paths."""
+
+_STACK_BYTES: Final = 32 * KIB
+_WORKERS_MAX: Final = 32
+_SLOT_CHUNK_BYTES: Final = 4 * MIB
+_SLOT_CHUNK_BYTES_MIN: Final = 64 * KIB
+_SLOTS_MIN: Final = 4
+_CHUNK_BYTES_MAX: Final = 16 * MIB
+_INTERLEAVE_BYTES: Final = 4 * MIB
+_ELEMENT_BYTES_MAX: Final = 16
+_SPARE_FRACTION: Final = 0.2
+"""Part of the headroom that tensors and kept page cache together must leave untouched."""
+
+
+class ShardFacts(NamedTuple):
+    """What is known of one shard before it is read.
+
+    Attributes:
+        name: the file's name, for sentences.
+        size_bytes: its length.
+        direct: whether it takes direct reads.
+        direct_reason: why, in a sentence.
+        dontcache: whether uncached buffered reads work on it.
+        residency: what the page cache holds of it; ``None`` where that cannot be known.
+    """
+
+    name: str
+    size_bytes: int
+    direct: bool
+    direct_reason: str
+    dontcache: bool
+    residency: ResidencyMap | None
+
+
+class Wanted(NamedTuple):
+    """One range to read and where it goes; ``copies`` makes the copy table if the range has to be staged.
+
+    Attributes:
+        shard: index of the shard.
+        offset: first byte in the file.
+        length: bytes.
+        sink: ``DISCARD``, ``PLACE``, ``COPY`` or ``HAND_OVER``.
+        address: for ``PLACE``, where the byte at ``offset`` goes.
+        mirrored: ``PLACE`` may be read directly (see :class:`~weightlift.operations.Extent`).
+        fresh: the destination was never touched.
+        copies: for ``COPY``, and for ``PLACE`` where it cannot be read directly: the table.
+    """
+
+    shard: int
+    offset: int
+    length: int
+    sink: Sink
+    address: int = 0
+    mirrored: bool = False
+    fresh: bool = False
+    copies: CopyTable | None = None
+
+
+class CacheDecision(NamedTuple):
+    """Whether the page cache may keep what is read, and why."""
+
+    keep: bool
+    reason: str
+
+
+class Piece(NamedTuple):
+    """Part of a shard and how it is read."""
+
+    offset: int
+    length: int
+    path: ReadPath
+    resident: bool
+    drop_behind: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool:
+    """Staging and concurrency, as the budget allows.
+
+    Attributes:
+        slot_count: slots to stage in; 0 where everything is placed directly.
+        slot_bytes: bytes of each.
+        worker_room: most workers.
+        workers: workers to start with.
+        chunk_bytes: chunk size to start with.
+        chunk_bytes_max: largest chunk that fits a slot.
+        terms: what the budget is spent on.
+    """
+
+    slot_count: int
+    slot_bytes: int
+    worker_room: int
+    workers: int
+    chunk_bytes: int
+    chunk_bytes_max: int
+    terms: tuple[BudgetTerm, ...]
+
+
+def decide_cache(
+    requested: CachePolicy,
+    method: Method,
+    shards: Sequence[ShardFacts],
+    *,
+    destination_bytes: int,
+    available_bytes: int | None,
+) -> CacheDecision:
+    """Decide whether what is read may stay in the page cache.
+
+    Args:
+        requested: the caller's policy.
+        method: the caller's method; direct reads never fill the cache.
+        shards: the files.
+        destination_bytes: host memory the tensors themselves will take.
+        available_bytes: headroom of the machine or cgroup; ``None`` where unknown.
+    """
+    if method is Method.DIRECT:
+        return CacheDecision(keep=False, reason="direct reads leave the page cache as it is")
+    if requested is not CachePolicy.AUTO:
+        return CacheDecision(requested is CachePolicy.KEEP, f"cache={requested.value} was asked for")
+    total = sum(shard.size_bytes for shard in shards)
+    cached = sum(shard.residency.cached_bytes for shard in shards if shard.residency)
+    if cached >= total:
+        return CacheDecision(keep=True, reason="the files are in the page cache already")
+    if available_bytes is None:
+        return CacheDecision(keep=False, reason="free memory is unknown here, so the page cache is left as it was")
+    needed = destination_bytes + total - cached
+    usable = int(available_bytes * (1 - _SPARE_FRACTION))
+    if needed <= usable:
+        return CacheDecision(
+            keep=True,
+            reason=f"the files fit into free memory ({format_bytes(needed)} of {format_bytes(available_bytes)}), "
+            "so they stay cached for the next load",
+        )
+    return CacheDecision(
+        keep=False,
+        reason=f"tensors and cached files together ({format_bytes(needed)}) would crowd free memory "
+        f"({format_bytes(available_bytes)}), so the page cache is left as it was",
+    )
+
+
+def pieces(shard: ShardFacts, offset: int, length: int, method: Method, *, keep: bool) -> Iterator[Piece]:
+    """Split a range of a shard by what the page cache holds, and choose a path for each part.
+
+    Args:
+        shard: facts about the file.
+        offset: first byte.
+        length: bytes.
+        method: the caller's method.
+        keep: whether the page cache may keep what is read.
+    """
+    end = offset + length
+    last: Piece | None = None
+    for start, stop, state in _states(shard.residency, offset, end):
+        resident = state is Residency.RESIDENT
+        path = _path(shard, method, resident=resident, keep=keep)
+        absent = state is Residency.ABSENT and shard.residency is not None
+        through_cache = path is not ReadPath.DIRECT
+        # Uncached reads drop what they bring in themselves; where they do not exist, pages are dropped chunk by chunk.
+        behind = through_cache and not keep and absent and not (path is ReadPath.DONTCACHE and shard.dontcache)
+        piece = Piece(start, stop - start, path, resident, behind)
+        if last is not None and last[2:] == piece[2:]:
+            last = last._replace(length=last.length + piece.length)
+            continue
+        if last is not None:
+            yield last
+        last = piece
+    if last is not None:
+        yield last
+
+
+def _states(residency: ResidencyMap | None, offset: int, end: int) -> Iterator[tuple[int, int, Residency]]:
+    if residency is None:
+        # Unknown counts as cold.
+        yield offset, end, Residency.ABSENT
+        return
+    for run in residency.runs():
+        start, stop = max(offset, run.offset), min(end, run.offset + run.length)
+        if start < stop:
+            yield start, stop, run.state
+    if end > residency.size_bytes:
+        yield max(offset, residency.size_bytes), end, Residency.ABSENT
+
+
+def _path(shard: ShardFacts, method: Method, *, resident: bool, keep: bool) -> ReadPath:
+    if method is Method.MMAP:
+        return ReadPath.MAPPED
+    through_cache = ReadPath.BUFFERED if keep or resident else ReadPath.DONTCACHE
+    if method is Method.BUFFERED:
+        return through_cache
+    if method is Method.AUTO and (resident or keep):
+        return through_cache
+    return ReadPath.DIRECT if shard.direct else ReadPath.DONTCACHE
+
+
+def plan_extents(
+    wanted: Iterable[Wanted], shards: Sequence[ShardFacts], method: Method, *, keep: bool, in_order: bool
+) -> list[Extent]:
+    """Turn wanted ranges into extents.
+
+    Args:
+        wanted: what to read, in file order.
+        shards: facts per shard.
+        method: the caller's method.
+        keep: whether the page cache may keep what is read.
+        in_order: keep file order; otherwise ranges from storage and from the page cache are interleaved, so that both
+            are busy at the same time.
+    """
+    extents = [
+        _extent(want, piece, tag)
+        for tag, want in enumerate(wanted)
+        for piece in _whole_elements(want, pieces(shards[want.shard], want.offset, want.length, method, keep=keep))
+    ]
+    return extents if in_order else _interleave(extents)
+
+
+def _whole_elements(want: Wanted, parts: Iterable[Piece]) -> Iterator[Piece]:
+    """For ranges handed over, move cuts so that no element of any type is divided between two chunks."""
+    if want.sink is not Sink.HAND_OVER:
+        yield from parts
+        return
+    end = want.offset + want.length
+    start = want.offset
+    for part in parts:
+        stop = part.offset + part.length
+        if stop < end:
+            stop = want.offset + align_down(stop - want.offset, _ELEMENT_BYTES_MAX)
+        if stop > start:
+            yield part._replace(offset=start, length=stop - start)
+            start = stop
+
+
+def _extent(want: Wanted, piece: Piece, tag: int) -> Extent:
+    sink, address, copies = want.sink, want.address, want.copies
+    if sink is Sink.PLACE:
+        if piece.path is ReadPath.MAPPED or (piece.path is ReadPath.DIRECT and not want.mirrored):
+            sink = Sink.COPY
+        else:
+            address, copies = address + piece.offset - want.offset, None
+    if sink is not Sink.PLACE:
+        address = 0
+    return Extent(
+        want.shard,
+        piece.path,
+        sink,
+        piece.offset,
+        piece.length,
+        address,
+        copies if sink is Sink.COPY else None,
+        want.fresh and sink is Sink.PLACE,
+        piece.drop_behind,
+        piece.resident,
+        tag,
+    )
+
+
+def _interleave(extents: list[Extent]) -> list[Extent]:
+    """Alternate ranges from storage with ranges from the cache, in proportion, where both kinds are there."""
+    stored = [extent for extent in extents if not extent.resident]
+    cached = [extent for extent in extents if extent.resident]
+    if not stored or not cached:
+        return extents
+    lists = [list(_cut(stored)), list(_cut(cached))]
+    totals = [sum(extent.length for extent in part) for part in lists]
+    result: list[Extent] = []
+    done, taken = [0, 0], [0, 0]
+    while taken[0] < len(lists[0]) or taken[1] < len(lists[1]):
+        behind = 0 if done[0] * totals[1] <= done[1] * totals[0] else 1
+        if taken[behind] == len(lists[behind]):
+            behind = 1 - behind
+        extent = lists[behind][taken[behind]]
+        result.append(extent)
+        done[behind] += extent.length
+        taken[behind] += 1
+    return result
+
+
+def _cut(extents: Iterable[Extent]) -> Iterator[Extent]:
+    for extent in extents:
+        start = extent.offset
+        end = extent.offset + extent.length
+        while start < end:
+            stop = min(align_down(start + _INTERLEAVE_BYTES, PAGE_BYTES), end)
+            address = extent.address + start - extent.offset if extent.sink is Sink.PLACE else 0
+            yield extent._replace(offset=start, length=stop - start, address=address)
+            start = stop
+
+
+def plan_pool(
+    extents: Sequence[Extent],
+    *,
+    budget_bytes: int,
+    processors: int,
+    workers: int | None,
+    chunk_bytes: int | None,
+) -> Pool:
+    """Size the staging pool and choose where concurrency starts.
+
+    Args:
+        extents: what will be read.
+        budget_bytes: the host-memory budget.
+        processors: how many processors this process may use.
+        workers: the caller's fixed number of workers, if any.
+        chunk_bytes: the caller's fixed chunk size, if any.
+
+    Raises:
+        BudgetError: fixed workers and chunks do not fit the budget.
+    """
+    staged = any(extent.sink is not Sink.PLACE for extent in extents)
+    total = sum(extent.length for extent in extents)
+    start_workers, start_chunk = _start(extents, processors, staged=staged)
+    if not staged:
+        room = workers or _WORKERS_MAX
+        terms = (_stacks(room),)
+        return Pool(
+            slot_count=0,
+            slot_bytes=0,
+            worker_room=room,
+            workers=min(workers or start_workers, room),
+            chunk_bytes=chunk_bytes or start_chunk,
+            chunk_bytes_max=chunk_bytes or _CHUNK_BYTES_MAX,
+            terms=terms,
+        )
+    slot_chunk = chunk_bytes or _slot_chunk(budget_bytes, workers)
+    slot_bytes = slot_chunk + ALIGNMENT_SLACK_BYTES
+    fitting = (budget_bytes - _stacks(workers or 1).nbytes) // (slot_bytes + (0 if workers else _STACK_BYTES))
+    needed = max(1, -(-total // slot_chunk))
+    room = workers or max(1, min(_WORKERS_MAX, fitting, needed))
+    slots = min(max(room, _SLOTS_MIN), fitting, max(needed, room))
+    if slots < min(room, needed):
+        smallest = room * slot_bytes + _stacks(room).nbytes
+        raise BudgetError(
+            f"{room} workers with chunks of {format_bytes(slot_chunk)} need {format_bytes(smallest)} for staging slots, "
+            f"and host_memory is {format_bytes(budget_bytes)}",
+            hint=f"set host_memory to at least {smallest}, or fewer workers or smaller chunks",
+            smallest_bytes=smallest,
+        )
+    slots_term = BudgetTerm(
+        name="staging slots",
+        nbytes=slots * slot_bytes,
+        reason=f"{slots} slots of {format_bytes(slot_chunk)}, and {ALIGNMENT_SLACK_BYTES} bytes each for block alignment",
+    )
+    return Pool(
+        slot_count=slots,
+        slot_bytes=slot_bytes,
+        worker_room=room,
+        workers=min(workers or start_workers, room),
+        chunk_bytes=min(chunk_bytes or start_chunk, slot_chunk),
+        chunk_bytes_max=slot_chunk,
+        terms=(slots_term, _stacks(room)),
+    )
+
+
+def _stacks(workers: int) -> BudgetTerm:
+    return BudgetTerm(
+        name="worker stacks", nbytes=workers * _STACK_BYTES, reason=f"{workers} threads of {_STACK_BYTES} bytes in use"
+    )
+
+
+def _slot_chunk(budget_bytes: int, workers: int | None) -> int:
+    slots = max(_SLOTS_MIN, workers or 0)
+    share = (budget_bytes - _stacks(max(slots, workers or 0)).nbytes) // slots - ALIGNMENT_SLACK_BYTES
+    return max(_SLOT_CHUNK_BYTES_MIN, min(_SLOT_CHUNK_BYTES, align_down(share, PAGE_BYTES)))
+
+
+def _start(extents: Sequence[Extent], processors: int, *, staged: bool) -> tuple[int, int]:
+    """Workers and chunk size to begin with; the tuner goes on from there."""
+    cached = sum(extent.length for extent in extents if extent.resident)
+    if 2 * cached >= sum(extent.length for extent in extents):
+        # Copying out of the cache is processor work; staged chunks that fit a second-level cache are copied faster.
+        return max(1, min(processors, 16)), (512 * KIB if staged else 4 * MIB)
+    direct = any(extent.path is ReadPath.DIRECT for extent in extents)
+    if direct:
+        return max(2, min(processors, 4)), 4 * MIB
+    return max(2, min(processors, 4)), (1 * MIB if staged else 2 * MIB)
+
+

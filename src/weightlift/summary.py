@@ -1,0 +1,179 @@
+"""Making a :class:`~weightlift.types.LoadReport` out of what a load observed, with reasons in sentences."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from weightlift.types import FileReport, HostMemoryReport, LoadReport, Method
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from weightlift.description import Description
+    from weightlift.monitor import MonitorResult
+    from weightlift.operations import Counters, ShardUse
+    from weightlift.options import LoadOptions
+    from weightlift.pipeline import Transfer
+    from weightlift.plan import ShardFacts
+
+
+def used_by_method(use: ShardUse) -> dict[str, int]:
+    """Bytes by read path, under the names the report uses."""
+    return {"direct": use.direct_bytes, "buffered": use.buffered_bytes, "mmap": use.mapped_bytes}
+
+
+def file_reason(method: Method, facts: ShardFacts, use: ShardUse, *, keep: bool) -> str:
+    """Why a shard was read the way it was, in one sentence.
+
+    Args:
+        method: what the caller asked for.
+        facts: what was known of the shard beforehand.
+        use: how it was read.
+        keep: whether the page cache was allowed to keep it.
+    """
+    if use.refused_bytes:
+        name = errno.errorcode.get(use.refused_errno, str(use.refused_errno))
+        why = f"{name}: {os.strerror(use.refused_errno)}" if use.refused_errno else "a short read"
+        return f"direct reads were refused on the way ({why}), so {use.refused_bytes:,} bytes went through the page cache"
+    if method is not Method.AUTO:
+        if method is Method.DIRECT and not facts.direct:
+            return f"read through the page cache, because {facts.direct_reason}"
+        return f"method={method.value} was asked for"
+    cached = facts.residency.cached_bytes if facts.residency else None
+    share = "" if not cached else f"{cached / max(1, facts.size_bytes):.0%} of the file was in the page cache"
+    if use.direct_bytes and use.buffered_bytes:
+        return f"{share} and was taken from there, the rest was read directly past it"
+    if use.direct_bytes:
+        state = "what the page cache holds is unknown" if cached is None else "the file was not in the page cache"
+        return f"{state} and is not meant to stay there, so it was read directly"
+    if cached is not None and cached >= facts.size_bytes:
+        return "the file was in the page cache already, which is faster than any drive"
+    if keep:
+        return f"{share + '; ' if share else ''}read through the page cache, where it stays for the next load"
+    return f"read through the page cache without leaving it there, because {facts.direct_reason}"
+
+
+def bottleneck(counters: Counters, *, resident: bool) -> str:
+    """What the workers spent most of their time on.
+
+    Args:
+        counters: the engine's counters at the end.
+        resident: most of what was read came out of the page cache.
+    """
+    spent = {
+        "storage": counters.storage_seconds,
+        "memory copy": counters.cache_seconds + counters.copy_seconds + counters.populate_seconds,
+        "consumer": counters.slot_wait_seconds,
+    }
+    if not any(spent.values()):
+        return "none"
+    name = max(spent, key=lambda key: spent[key])
+    return "memory copy" if name == "storage" and resident else name
+
+
+def summarise(
+    transfer: Transfer,
+    description: Description,
+    rows: Sequence[int],
+    options: LoadOptions,
+    *,
+    device: str,
+    finished: tuple[Counters, MonitorResult, int | None],
+    digests: Mapping[str, str],
+) -> LoadReport:
+    """The report of a finished transfer.
+
+    Args:
+        transfer: the load, finished.
+        description: the checkpoint.
+        rows: the rows that were read.
+        options: the caller's options.
+        device: where the tensors are.
+        finished: what :meth:`~weightlift.pipeline.Transfer.finish` returned.
+        digests: digests by tensor name.
+    """
+    counters, observed, cached = finished
+    facts, keep = transfer.shards.facts, transfer.cache.keep
+    files = tuple(
+        FileReport(
+            path=str(description.shards[index].path),
+            used=used_by_method(use),
+            reason=file_reason(options.method, facts[index], use, keep=keep),
+        )
+        for index, use in transfer.uses.items()
+    )
+    used: dict[str, int] = {key: sum(file.used[key] for file in files) for key in ("direct", "buffered", "mmap")}
+    before = transfer.shards.cached_before()
+    total = sum(map(description.lengths.__getitem__, rows))
+    pool = transfer.pool
+    return LoadReport(
+        tensors=len(rows),
+        nbytes=total,
+        seconds=time.monotonic() - transfer.started,
+        phases=transfer.phases,
+        device=device,
+        engine=transfer.engine_name,
+        method_requested=options.method.value,
+        method_used=used,
+        reason=_overall(files, transfer.cache.reason),
+        cache_requested=options.cache.value,
+        cache_decided="keep" if keep else "drop",
+        files=files,
+        workers=counters.workers,
+        chunk_bytes=transfer.chunk_bytes,
+        host_memory=HostMemoryReport(
+            budget_bytes=options.host_memory,
+            staging_bytes=pool.slot_count * pool.slot_bytes,
+            description_bytes=description.nbytes,
+            peak_anonymous_bytes=observed.peak_anonymous_bytes,
+            peak_file_bytes=observed.peak_file_bytes,
+            peak_pinned_bytes=0,
+            terms=pool.terms,
+        ),
+        page_cache_before_bytes=before,
+        page_cache_after_bytes=cached,
+        swap_in_bytes=observed.swap_in_bytes,
+        swap_out_bytes=observed.swap_out_bytes,
+        pressure_stall_seconds=observed.pressure_stall_seconds,
+        ceilings={"storage": None, "memory_copy": None, "link": None},
+        bottleneck=bottleneck(counters, resident=before is not None and 2 * before >= total),
+        digests=digests,
+    )
+
+
+def summarise_mapped(
+    transfer: Transfer,
+    description: Description,
+    rows: Sequence[int],
+    options: LoadOptions,
+    *,
+    owned: Sequence[int],
+    finished: tuple[Counters, MonitorResult, int | None],
+    digests: Mapping[str, str],
+) -> LoadReport:
+    """The report of a load that handed out mapped tensors, of which ``owned`` rows had to be read instead."""
+    base = summarise(transfer, description, rows, options, device="cpu", finished=finished, digests=digests)
+    kind = "shared read-only" if options.readonly else "private copy-on-write"
+    reason = f"method=mmap was asked for: the tensors are {kind} views of the files and are read when first touched"
+    if owned:
+        reason += f"; {len(owned)} lie at addresses wrong for their data type and were read into memory of their own"
+    handed_out = base.nbytes - sum(map(description.lengths.__getitem__, owned))
+    return replace(
+        base,
+        engine=base.engine if owned else "none",
+        method_used=base.method_used | {"mmap": handed_out},
+        reason=reason,
+        bottleneck=base.bottleneck if owned else "none",
+    )
+
+
+def _overall(files: Sequence[FileReport], cache_reason: str) -> str:
+    reasons = list(dict.fromkeys(file.reason for file in files))
+    if not reasons:
+        return "nothing had to be read"
+    more = f" (and {len(reasons) - 1} other reasons among {len(files)} files)" if len(reasons) > 1 else ""
+    return f"{reasons[0]}{more}; {cache_reason}"

@@ -1,0 +1,217 @@
+"""Host memory as the destination: a region filled in place, and tensors made over it.
+
+Tensors that are stored in one type and wanted in another, and tensors for devices that only their framework can reach,
+are converted chunk by chunk out of staging slots, so that the budget holds for tensors of any size.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from array import array
+from typing import TYPE_CHECKING, Any
+
+from weightlift.buffers import HostRegion
+from weightlift.layout import copy_table, lay_out
+from weightlift.operations import COPY_FIELDS, ChunkReady, CopyTable, Sink
+from weightlift.plan import Wanted
+from weightlift.targets.frameworks import FLOATING, stored_shape
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from weightlift.description import Description
+    from weightlift.layout import Layout
+    from weightlift.targets.frameworks import TensorMaker
+
+
+def slot_buffer(address: int, length: int) -> Any:
+    """A buffer over bytes in a slot, valid until the slot is returned."""
+    return (ctypes.c_ubyte * length).from_address(address)
+
+
+class HostTarget:
+    """Private, writable tensors in host memory, as stored.
+
+    Args:
+        description: the checkpoint.
+        rows: the selected rows, in file order.
+        maker: whose tensors.
+    """
+
+    device = "cpu"
+    in_order = False
+
+    def __init__(self, description: Description, rows: Sequence[int], maker: TensorMaker) -> None:
+        self._description = description
+        self._maker = maker
+        self._layout: Layout = lay_out(description, rows)
+        self._region: HostRegion | None = None
+        self.host_bytes = self._layout.region_bytes
+
+    def prepare(self) -> Sequence[Wanted]:
+        """See :class:`~weightlift.targets.base.Target`."""
+        layout = self._layout
+        region = self._region = HostRegion(layout.region_bytes)
+        wanted = []
+        for span in layout.spans:
+            table = copy_table(self._description, layout, span, region.address)
+            wanted.append(
+                Wanted(
+                    span.shard,
+                    span.offset,
+                    span.length,
+                    Sink.COPY if span.packed else Sink.PLACE,
+                    0 if span.packed else region.address + span.place,
+                    span.mirrored,
+                    not span.packed,
+                    CopyTable(table, 0, len(table) // COPY_FIELDS),
+                )
+            )
+        return wanted
+
+    def receive(self, chunk: ChunkReady, want: int, release: Callable[[int], None]) -> None:
+        """See :class:`~weightlift.targets.base.Target`; never called, since nothing is handed over."""
+        raise NotImplementedError
+
+    def stored(self) -> Iterator[tuple[str, Any]]:
+        """The bytes of every selected tensor, by name; valid until :meth:`finish`."""
+        region, layout = self._region, self._layout
+        assert region is not None
+        for index, row in enumerate(layout.rows):
+            yield self._description.names[row], slot_buffer(region.address + layout.places[index], self._description.lengths[row])
+
+    def finish(self) -> Iterator[tuple[str, Any]]:
+        """See :class:`~weightlift.targets.base.Target`."""
+        region, self._region = self._region, None
+        assert region is not None
+        description, layout, over = self._description, self._layout, self._maker.over
+        index = 0
+        for group in layout.groups:
+            yield from self._without_bytes(index, group.first)
+            buffer = region.lease(group.place, group.length)
+            for index in range(group.first, group.end):
+                row = layout.rows[index]
+                if description.lengths[row]:
+                    place = layout.places[index] - group.place
+                    yield description.names[row], over(buffer, place, description.dtype(row), description.shape(row))
+                else:
+                    yield from self._without_bytes(index, index + 1)
+            index = group.end
+        yield from self._without_bytes(index, len(layout.rows))
+
+    def close(self) -> None:
+        """See :class:`~weightlift.targets.base.Target`."""
+
+    def _without_bytes(self, first: int, end: int) -> Iterator[tuple[str, Any]]:
+        for index in range(first, end):
+            row = self._layout.rows[index]
+            shape = self._description.shape(row)
+            yield (
+                self._description.names[row],
+                self._maker.over(bytearray(0), 0, self._description.dtype(row), shape),
+            )
+
+
+class ConvertingTarget:
+    """Tensors in another data type, or on a device that only the framework reaches.
+
+    Args:
+        description: the checkpoint.
+        rows: the selected rows, in file order.
+        maker: whose tensors.
+        dtype: the framework's type for floating-point tensors; ``None`` keeps what is stored.
+        device: the framework's name of the device.
+    """
+
+    in_order = True
+
+    def __init__(
+        self, description: Description, rows: Sequence[int], maker: TensorMaker, *, dtype: Any, device: str
+    ) -> None:
+        self._description = description
+        self._rows = rows
+        self._maker = maker
+        self._dtype = dtype
+        self.device = device
+        self._kept = {row for row in rows if not self._converts(row)} if device == "cpu" else set()
+        kept_rows = [row for row in rows if row in self._kept]
+        self._plain = HostTarget(description, kept_rows, maker)
+        self._changed = [row for row in rows if row not in self._kept]
+        self._with_bytes = [row for row in self._changed if description.lengths[row]]
+        self._tensors: dict[int, Any] = {}
+        self._flat: dict[int, Any] = {}
+        self._plain_wants = 0
+        self.host_bytes = self._plain.host_bytes + (self._changed_bytes() if device == "cpu" else 0)
+
+    def _converts(self, row: int) -> bool:
+        dtype = self._description.dtype(row)
+        return self._dtype is not None and dtype.name in FLOATING and self._maker.stored_dtype(dtype) != self._dtype
+
+    def _type_of(self, row: int) -> Any:
+        return self._dtype if self._converts(row) else self._maker.stored_dtype(self._description.dtype(row))
+
+    def _changed_bytes(self) -> int:
+        if not self._changed or self._dtype is None:
+            return 0
+        size = getattr(self._dtype, "itemsize", 1)
+        return sum(
+            self._description.lengths[row] // self._description.dtype(row).block_bytes * size for row in self._changed
+        )
+
+    def prepare(self) -> Sequence[Wanted]:
+        """See :class:`~weightlift.targets.base.Target`."""
+        description = self._description
+        for row in self._changed:
+            tensor = self._maker.empty(self._type_of(row), stored_shape(description.dtype(row), description.shape(row)), self.device)
+            self._tensors[row] = tensor
+            self._flat[row] = tensor.reshape(-1)
+        plain = list(self._plain.prepare()) if self._kept else []
+        self._plain_wants = len(plain)
+        return plain + [
+            Wanted(description.shard_indexes[row], description.offsets[row], description.lengths[row], Sink.HAND_OVER)
+            for row in self._with_bytes
+        ]
+
+    def receive(self, chunk: ChunkReady, want: int, release: Callable[[int], None]) -> None:
+        """See :class:`~weightlift.targets.base.Target`."""
+        row = self._with_bytes[want - self._plain_wants]
+        assign_chunk(self._maker, self._description, row, self._flat[row], chunk)
+        release(chunk.slot)
+
+    def finish(self) -> Iterator[tuple[str, Any]]:
+        """See :class:`~weightlift.targets.base.Target`."""
+        self._flat.clear()
+        plain = self._plain.finish() if self._kept else iter(())
+        for row in self._rows:
+            if row in self._kept:
+                yield next(plain)
+            else:
+                yield self._description.names[row], self._tensors.pop(row)
+
+    def close(self) -> None:
+        """See :class:`~weightlift.targets.base.Target`."""
+
+
+def assign_chunk(maker: TensorMaker, description: Description, row: int, flat: Any, chunk: ChunkReady) -> None:
+    """Convert a chunk of a tensor into its part of the flattened destination.
+
+    Args:
+        maker: whose tensor the destination is.
+        description: the checkpoint.
+        row: which tensor.
+        flat: the destination, one-dimensional.
+        chunk: whole elements of the tensor.
+    """
+    dtype = description.dtype(row)
+    item = dtype.block_bytes
+    buffer: Any = slot_buffer(chunk.address, chunk.length)
+    if chunk.address % dtype.alignment:
+        # Direct reads of files with unpadded headers leave elements at odd addresses.
+        buffer = bytearray(buffer)
+    maker.assign(flat, (chunk.offset - description.offsets[row]) // item, buffer, dtype, chunk.length // item)
+
+
+def address_table(entries: Sequence[tuple[int, int, int]]) -> CopyTable:
+    """A copy table from ``(file offset, length, address)`` entries."""
+    numbers = array("Q", [number for entry in entries for number in entry])
+    return CopyTable(numbers, 0, len(entries))
