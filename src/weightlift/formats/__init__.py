@@ -1,0 +1,153 @@
+"""From a path to a checkpoint's description: which format, which files, which tensors.
+
+Owns the choice of format and the joining of shards. A format is one entry of ``_FORMATS`` and one module that reads a
+header; nothing else here knows a format. Reads headers only, holds no file open afterwards, needs no framework.
+"""
+
+from __future__ import annotations
+
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from weightlift.errors import FormatError, IndexFileError, printable
+from weightlift.formats import safetensors
+from weightlift.formats.columns import ShardContents, join
+from weightlift.formats.files import file_status, open_file, shown_path
+from weightlift.formats.folder import find_checkpoint
+from weightlift.formats.index_file import IndexFile, read_index
+from weightlift.types import HeaderRules
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Sequence
+
+    from weightlift.description import Description
+    from weightlift.dtypes import DType
+    from weightlift.formats.files import OpenFile
+
+
+@dataclass(frozen=True, slots=True)
+class _Format:
+    """One file format.
+
+    Attributes:
+        name: what the format is called.
+        magic: how its files begin; empty for the format of all files that no other claims.
+        dtypes: the data types that its columns refer to.
+        read_shard: reads and judges the header of an open file.
+    """
+
+    name: str
+    magic: bytes
+    dtypes: Sequence[DType]
+    read_shard: Callable[[OpenFile, HeaderRules], ShardContents]
+
+
+# The first match wins. Safetensors files begin with a length and have no magic, so that entry comes last.
+_FORMATS: Final = (_Format("safetensors", b"", safetensors.DTYPES, safetensors.read_shard),)
+
+
+def describe(path: str | os.PathLike[str], *, header: HeaderRules = HeaderRules.REFERENCE) -> Description:
+    """Read the headers of the checkpoint at a path.
+
+    Args:
+        path: a weight file; a folder with an index, or with shards and no index; an index file; or a model's entry in
+            the Hugging Face cache. Links are followed.
+        header: how headers are judged.
+
+    Returns:
+        Every tensor of every shard, also those an index does not list, as the usual loaders read them. A tensor that
+        several shards hold is taken from the shard that the index names.
+
+    Raises:
+        CheckpointNotFoundError: there is nothing, or no checkpoint, at the path.
+        AccessError: a file or folder may not be read.
+        NotACheckpointError: the file is something else.
+        IndexFileError: the index names a shard that is missing, or a path it must not name; or it and the shards
+            disagree; or two shards without an index hold a tensor of the same name.
+        HeaderError: a header breaks a rule.
+        TruncatedFileError: a file is shorter than its header says.
+        UnsupportedDtypeError: a tensor has an unknown data type.
+        ReadError: the operating system failed a read.
+    """
+    path = Path(path)
+    found: IndexFile | list[Path]
+    if stat.S_ISDIR(file_status(path).st_mode):
+        found = find_checkpoint(path)
+    elif path.suffix == ".json":
+        found = read_index(path)
+    else:
+        found = [path]
+    if isinstance(found, IndexFile):
+        found.require_shards()
+        described = [_read(shard, header) for shard in found.shards]
+        _require_listed(found, described)
+        contents, dtypes = _one_format(described)
+        return join(_without_repeats(found, contents), dtypes)
+    contents, dtypes = _one_format([_read(shard, header) for shard in found])
+    _refuse_repeats(contents)
+    return join(contents, dtypes)
+
+
+def _read(path: Path, rules: HeaderRules) -> tuple[_Format, ShardContents]:
+    with open_file(path) as file:
+        reader = next(known for known in _FORMATS if file.head.startswith(known.magic))
+        return reader, reader.read_shard(file, rules)
+
+
+def _one_format(described: Sequence[tuple[_Format, ShardContents]]) -> tuple[list[ShardContents], Sequence[DType]]:
+    first, contents = described[0]
+    for other, shard in described:
+        if other is not first:
+            raise FormatError(
+                f"{shown_path(shard.shard.path)}: a {other.name} file beside {contents.shard.path.name}, "
+                f"which is {first.name}",
+                hint="name the one file to read",
+                path=shard.shard.path,
+            )
+    return [shard for _, shard in described], first.dtypes
+
+
+def _require_listed(index: IndexFile, described: Sequence[tuple[_Format, ShardContents]]) -> None:
+    """Check that every tensor is in the shard in which the index lists it."""
+    held = {shard.shard.path: set(shard.columns.names) for _, shard in described}
+    for tensor, shard_name in index.shard_of.items():
+        names = held[index.paths[shard_name]]
+        if tensor not in names:
+            raise IndexFileError(
+                f"{shown_path(index.path)}: says that tensor '{printable(tensor)}' is in {printable(shard_name)}, "
+                f"which holds {len(names):,} tensors and not this one",
+                hint="index and shards are of different versions of the model: fetch all of them again",
+                path=index.path,
+                tensor=tensor,
+            )
+
+
+def _without_repeats(index: IndexFile, contents: Sequence[ShardContents]) -> list[ShardContents]:
+    """Drop the copies of tensors from shards other than the one that the index names."""
+    kept: list[ShardContents] = []
+    for item in contents:
+        columns = item.columns
+        here = {None, *(name for name, path in index.paths.items() if path == item.shard.path)}
+        rows = [row for row, name in enumerate(columns.names) if index.shard_of.get(name) in here]
+        kept.append(item if len(rows) == len(columns) else ShardContents(item.shard, columns.select(rows)))
+    _refuse_repeats(kept)
+    return kept
+
+
+def _refuse_repeats(contents: Sequence[ShardContents]) -> None:
+    if len(contents) == 1:
+        return
+    holder: dict[str, Path] = {}
+    for item in contents:
+        path = item.shard.path
+        for name in item.columns.names:
+            if (other := holder.setdefault(name, path)) is not path:
+                raise IndexFileError(
+                    f"{shown_path(path)}: holds tensor '{printable(name)}', and so does {printable(other.name)}",
+                    hint="these files are not shards of one checkpoint: name the one to read, or add an index",
+                    path=path,
+                    tensor=name,
+                )

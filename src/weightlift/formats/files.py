@@ -1,0 +1,228 @@
+"""Opening checkpoint files and reading their headers, and telling other kinds of files apart.
+
+Owns the file descriptors that are open while headers are read, and turns what the operating system says into typed
+errors. Knows no format beyond the first bytes by which common mistakes are recognised. Never blocks on a pipe and
+never reads data that nobody asked for.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from weightlift.description import FileIdentity
+from weightlift.errors import AccessError, CheckpointNotFoundError, FileChangedError, NotACheckpointError, ReadError
+from weightlift.errors import printable as _printable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from weightlift.errors import WeightliftError
+
+HEAD_BYTES: Final = 512
+
+_OPEN_FLAGS: Final = (
+    os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+)
+_SPECIAL_FILES: Final[tuple[tuple[Callable[[int], bool], str], ...]] = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenFile:
+    """A regular file open for reading, valid inside the ``with`` block of :func:`open_file`.
+
+    Attributes:
+        path: the file as it was named.
+        descriptor: its file descriptor.
+        identity: size, inode and modification time when it was opened.
+        head: its first bytes, at most ``HEAD_BYTES``.
+    """
+
+    path: Path
+    descriptor: int
+    identity: FileIdentity
+    head: bytes
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Read exactly ``length`` bytes from ``offset``; the range must lie within ``identity.size_bytes``.
+
+        Raises:
+            FileChangedError: the file became shorter since it was opened.
+            ReadError: the operating system failed the read.
+        """
+        return _read_exactly(self.path, self.descriptor, offset, length)
+
+
+@contextmanager
+def open_file(path: Path) -> Iterator[OpenFile]:
+    """Open a regular file for reading; the descriptor is closed at the end of the ``with`` block.
+
+    Raises:
+        CheckpointNotFoundError: nothing is at the path.
+        AccessError: the user may not read it.
+        NotACheckpointError: it is a folder, pipe, socket or device.
+        ReadError: the operating system refused for another reason.
+    """
+    # Opening a device can have effects and opening a pipe can wait, so look first; the file is looked at again once
+    # open, because it may have been exchanged in between.
+    _require_regular(path, file_status(path))
+    try:
+        descriptor = os.open(path, _OPEN_FLAGS)
+    except OSError as err:
+        raise access_failure(path, err) from err
+    try:
+        status = os.fstat(descriptor)
+        _require_regular(path, status)
+        identity = FileIdentity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        head = _read_exactly(path, descriptor, 0, min(HEAD_BYTES, status.st_size))
+        yield OpenFile(path, descriptor, identity, head)
+    finally:
+        os.close(descriptor)
+
+
+def file_status(path: Path) -> os.stat_result:
+    """The status of the file behind ``path``, links followed.
+
+    Raises:
+        CheckpointNotFoundError: nothing is at the path, or it is a link to nothing.
+        AccessError: a folder on the way may not be entered.
+        ReadError: the operating system refused for another reason.
+    """
+    try:
+        return path.stat()
+    except ValueError as err:
+        raise CheckpointNotFoundError(
+            f"{shown_path(path)}: not a possible path: {err}", hint="check the path", path=path
+        ) from err
+    except OSError as err:
+        raise access_failure(path, err) from err
+
+
+def access_failure(path: Path, err: OSError) -> WeightliftError:
+    """The typed error that stands for the operating system's answer to opening, listing or looking at ``path``."""
+    shown = shown_path(path)
+    if err.errno in (errno.EACCES, errno.EPERM):
+        return AccessError(
+            f"{shown}: permission denied",
+            hint="read permission is needed for the file and for every folder on the way to it: see `namei -l` and "
+            "`ls -l`, or run as a user who may read it",
+            path=path,
+        )
+    if err.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
+        return _not_found(path, err)
+    failure = ReadError(
+        f"{shown}: {os.strerror(err.errno) if err.errno else err}",
+        hint="the storage or its file system reports a failure: see the kernel log (`dmesg`)",
+        path=path,
+    )
+    failure.errno = err.errno
+    return failure
+
+
+def _not_found(path: Path, err: OSError) -> CheckpointNotFoundError:
+    shown = shown_path(path)
+    if err.errno == errno.ELOOP:
+        return CheckpointNotFoundError(f"{shown}: symbolic links lead in a circle", hint="remove the link", path=path)
+    if os.path.islink(path):
+        target = _printable(os.readlink(path), 400)
+        return CheckpointNotFoundError(
+            f"{shown}: a symbolic link to {target}, which does not exist",
+            hint="download the file again: the file that the link stands for was moved or deleted",
+            path=path,
+        )
+    return CheckpointNotFoundError(f"{shown}: no such file or folder", hint="check the path", path=path)
+
+
+def _require_regular(path: Path, status: os.stat_result) -> None:
+    if stat.S_ISREG(status.st_mode):
+        return
+    kind = next((name for is_kind, name in _SPECIAL_FILES if is_kind(status.st_mode)), "not a regular file")
+    raise NotACheckpointError(
+        f"{shown_path(path)}: {kind}, where a checkpoint file is expected",
+        hint="weights are read at many positions at once, so they have to be in a regular file",
+        path=path,
+    )
+
+
+def _read_exactly(path: Path, descriptor: int, offset: int, length: int) -> bytes:
+    parts: list[bytes] = []
+    missing = length
+    try:
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        while missing:
+            part = os.read(descriptor, missing)
+            if not part:
+                raise FileChangedError(
+                    f"{shown_path(path)}: ended at byte {offset + length - missing:,} while its header was read, "
+                    f"{missing:,} bytes early",
+                    hint="something is writing to the file: wait until it is done",
+                    path=path,
+                    offset=offset,
+                    length=length,
+                )
+            parts.append(part)
+            missing -= len(part)
+    except OSError as err:
+        raise access_failure(path, err) from err
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def shown_path(path: Path) -> str:
+    """A path as messages print it."""
+    return _printable(str(path), 400)
+
+
+# What people point a loader at by mistake, recognised by first bytes: (test, what it is, what to do).
+_Kind = tuple["Callable[[bytes], bool]", str, str]
+
+
+def _starts(*prefixes: bytes) -> Callable[[bytes], bool]:
+    return lambda head: head.startswith(prefixes)
+
+
+def _is_web_page(head: bytes) -> bool:
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n")[:64].lower()
+    return start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<body"))
+
+
+_CONVERT: Final = "convert it to safetensors first, in a sandbox if you do not trust it: loading it can run code"
+_OTHER_KINDS: Final[tuple[_Kind, ...]] = (
+    (lambda head: not head, "the file is empty", "the download did not begin, or the disk was full: fetch it again"),
+    (
+        _starts(b"version https://git-lfs"),
+        "a git-lfs pointer file, not the weights it stands for",
+        "run `git lfs install && git lfs pull` in its repository, or download the file itself",
+    ),
+    (_is_web_page, "a web page, not weights", "the download got an error or log-in page: fetch the file again"),
+    (_starts(b"PK\x03\x04", b"PK\x05\x06"), "a zip archive, most likely a PyTorch checkpoint", _CONVERT),
+    (_starts(b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"), "a Python pickle, not safetensors", _CONVERT),
+    (_starts(b"GGUF"), "a GGUF file, a format not read here", "use the same model's safetensors files"),
+    (_starts(b"\x89HDF\r\n\x1a\n"), "an HDF5 file, not safetensors", "convert it to safetensors first"),
+    (_starts(b"\x1f\x8b", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"), "a compressed file", "decompress it first"),
+    (_starts(b"\x93NUMPY"), "a NumPy array file", "convert it to safetensors first"),
+    (_starts(b'{"', b"{\n", b"{ ", b"{\r"), "a JSON text, not weights", "name the model's folder or a weight file"),
+    (lambda head: not head.strip(b"\0"), "nothing but zeros at its beginning", "the download is incomplete: resume it"),
+)
+
+
+def recognise_other_kind(path: Path, head: bytes) -> NotACheckpointError | None:
+    """What a file is, going by its first bytes, if it is one of the things named by mistake.
+
+    To be asked only about files that cannot be a checkpoint: eight bytes of a valid header length may look like
+    anything.
+    """
+    for is_kind, what, hint in _OTHER_KINDS:
+        if is_kind(head):
+            return NotACheckpointError(f"{shown_path(path)}: {what}", hint=hint, path=path)
+    return None

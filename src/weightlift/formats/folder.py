@@ -1,0 +1,112 @@
+"""Finding the checkpoint in a folder: an index, shards without one, or a Hugging Face cache entry.
+
+Owns which file names mean what. Opens no weight file and follows links as the file system does; shard paths are kept
+as they are named, so that messages show what the user knows.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Final
+
+from weightlift.errors import CheckpointNotFoundError, IndexFileError, printable
+from weightlift.formats.files import access_failure, shown_path
+from weightlift.formats.index_file import SUFFIX, IndexFile, read_index
+
+MAIN_INDEX: Final = "model.safetensors.index.json"
+
+_INDEX_SUFFIX: Final = f".safetensors{SUFFIX}"
+_SHARD_SUFFIX: Final = ".safetensors"
+_CACHE_PREFIX: Final = "models--"
+_REVISION_BYTES_MAX: Final = 1024
+_OTHER_WEIGHTS: Final = {
+    ".bin": "PyTorch",
+    ".pt": "PyTorch",
+    ".pth": "PyTorch",
+    ".ckpt": "PyTorch",
+    ".gguf": "GGUF",
+    ".h5": "HDF5",
+    ".msgpack": "Flax",
+    ".npz": "NumPy",
+    ".onnx": "ONNX",
+    ".incomplete": "unfinished download",
+}
+
+
+def find_checkpoint(folder: Path) -> IndexFile | list[Path]:
+    """The checkpoint in a folder: its index, or its shards sorted by name where there is none.
+
+    Raises:
+        CheckpointNotFoundError: the folder holds no checkpoint.
+        IndexFileError: several indexes are there and none has the usual name, or the index is wrong.
+        AccessError: the user may not list the folder.
+    """
+    names = _listing(folder)
+    if folder.name.startswith(_CACHE_PREFIX) and "snapshots" in names:
+        folder = _snapshot(folder)
+        names = _listing(folder)
+    # Hidden files are what a shell's `*` leaves out too, such as the `._` companions that macOS makes on USB disks.
+    visible = [name for name in names if not name.startswith(".")]
+    indexes = [name for name in visible if name.endswith(_INDEX_SUFFIX)]
+    if MAIN_INDEX in indexes:
+        return read_index(folder / MAIN_INDEX)
+    if len(indexes) == 1:
+        return read_index(folder / indexes[0])
+    if indexes:
+        raise IndexFileError(
+            f"{shown_path(folder)}: holds {len(indexes)} indexes: {_shown_names(indexes)}",
+            hint=f"name the one to read, for example {shown_path(folder / indexes[0])}",
+            path=folder,
+        )
+    shards = [folder / name for name in visible if name.endswith(_SHARD_SUFFIX)]
+    if not shards:
+        raise _no_checkpoint(folder, names)
+    return shards
+
+
+def _snapshot(entry: Path) -> Path:
+    """The folder of the revision that a Hugging Face cache entry stands for."""
+    snapshots = _listing(entry / "snapshots")
+    main = entry / "refs" / "main"
+    try:
+        revision = main.read_bytes()[:_REVISION_BYTES_MAX].decode("utf-8", "replace").strip() if main.is_file() else ""
+    except OSError as err:
+        raise access_failure(main, err) from err
+    if revision in snapshots:
+        return entry / "snapshots" / revision
+    if len(snapshots) == 1:
+        return entry / "snapshots" / snapshots[0]
+    if snapshots:
+        message = f"a cache entry with {len(snapshots)} snapshots, none of which refs/main names"
+        hint = f"name one of the folders in {shown_path(entry / 'snapshots')}: {_shown_names(snapshots)}"
+    else:
+        message, hint = "a cache entry without a snapshot", "download the model"
+    raise CheckpointNotFoundError(f"{shown_path(entry)}: {message}", hint=hint, path=entry)
+
+
+def _listing(folder: Path) -> list[str]:
+    try:
+        return sorted(entry.name for entry in folder.iterdir())
+    except OSError as err:
+        raise access_failure(folder, err) from err
+
+
+def _no_checkpoint(folder: Path, names: list[str]) -> CheckpointNotFoundError:
+    counts = Counter(Path(name).suffix.lower() for name in names)
+    others = [f"{counts[suffix]} {suffix} ({kind})" for suffix, kind in _OTHER_WEIGHTS.items() if counts[suffix]]
+    if others:
+        hint = f"it holds weights of another kind: {', '.join(others)}; convert them, or fetch the safetensors files"
+    elif "snapshots" in names or any(name.startswith(_CACHE_PREFIX) for name in names):
+        hint = "this is a cache with models in it: name one of them"
+    elif names:
+        kinds = [f"{count} {printable(suffix, 20) or 'without suffix'}" for suffix, count in counts.most_common(5)]
+        hint = f"it holds {len(names):,} entries ({', '.join(kinds)}): name the folder that has the weights"
+    else:
+        hint = "the folder is empty: download the model into it"
+    return CheckpointNotFoundError(f"{shown_path(folder)}: no safetensors file in this folder", hint=hint, path=folder)
+
+
+def _shown_names(names: list[str]) -> str:
+    shown = ", ".join(printable(name) for name in names[:5])
+    return f"{shown}, …" if len(names) > 5 else shown

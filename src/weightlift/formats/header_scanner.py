@@ -1,0 +1,360 @@
+r"""Exact reading of any safetensors header, judged as the format's reference parser judges it.
+
+The reference parser is serde_json filling typed fields, and its verdicts on odd input follow from how it does that:
+
+- every value is parsed in full, also of fields that are then ignored: a lone surrogate, a number too large for a
+  double or nesting deeper than 127 levels refuses the header wherever it stands;
+- a repeated tensor name is accepted and the last one wins; a repeated field of a tensor, or a repeated
+  ``__metadata__``, is refused;
+- a tensor may be written as an array ``[dtype, shape, data_offsets]`` and a data type as ``{"F32": null}``;
+- dimensions and offsets are unsigned 64-bit integers: ``1.0``, ``1e3``, ``-0`` and ``true`` are not;
+- keys are compared after escapes are resolved, so ``"\u0064type"`` is ``dtype``.
+
+With strict rules all of this tolerance ends in a refusal. Nothing is built for values that are not kept, so refusing
+a hostile header takes memory in proportion to what had been accepted before, never to what is nested in it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from weightlift.dtypes import SAFETENSORS
+from weightlift.errors import FormatError, HeaderError, UnsupportedDtypeError, printable
+from weightlift.formats.columns import TensorColumns
+from weightlift.formats.number_range import exceeds_double
+from weightlift.types import HeaderRules
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_DEPTH_MAX: Final = 127
+_UINT64_MAX: Final = (1 << 64) - 1
+_METADATA: Final = "__metadata__"
+_FIELDS: Final = ("dtype", "shape", "data_offsets")
+_CODES: Final = {name: code for code, name in enumerate(SAFETENSORS)}
+
+_WS: Final = rb"[ \t\n\r]*+"
+_UINT: Final = rb"(?:0|[1-9][0-9]*+)"
+_SPACE = re.compile(_WS)
+# Possessive repeats: an ordinary one would keep a backtracking record for every escape in a hostile string.
+_STRING = re.compile(rb'"((?:[^"\\\x00-\x1f]++|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*+)"')
+_NUMBER = re.compile(rb"-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?+(?:[eE][+-]?[0-9]++)?+")
+_LITERAL = re.compile(rb"true|false|null")
+_INTEGER = re.compile(_UINT + rb"(?![0-9.eE])")
+_INTEGERS = re.compile(rb"(?:%b(?:0|[1-9][0-9]{0,19}+)%b,){1,4096}+" % (_WS, _WS))
+_SPACE_COMMA = re.compile(_WS + rb"," + _WS)
+# In this pattern a blank stands for white space that may be there.
+_TYPICAL_TENSOR = re.compile(
+    rb'"([^"\\\x00-\x1f]*+)" : \{ "dtype" : "([A-Z0-9_]++)" , "shape" : '
+    rb"\[ ((?:0|[1-9][0-9]{0,18})(?: , (?:0|[1-9][0-9]{0,18})){0,7}+)?+ \] , "
+    rb'"data_offsets" : \[ (0|[1-9][0-9]{0,18}) , (0|[1-9][0-9]{0,18}) \] \}'.replace(b" ", _WS)
+)
+
+
+def scan(header: bytes, *, path: str, rules: HeaderRules) -> tuple[TensorColumns, dict[str, str]]:
+    """Read a header of any form.
+
+    Args:
+        header: the JSON text of the header, padding included.
+        path: the file, for messages.
+        rules: whose rules apply.
+
+    Returns:
+        The tensors with names unique, in the order in which the header first names them, with sizes and positions
+        not yet checked against each other, and the free-form metadata.
+
+    Raises:
+        HeaderError: the header breaks a rule.
+        UnsupportedDtypeError: a tensor has a data type that the format does not have.
+    """
+    return _Scanner(header, path, strict=rules is HeaderRules.STRICT).scan()
+
+
+class _Scanner:
+    """One pass over one header; ``position`` is the next byte to read."""
+
+    def __init__(self, header: bytes, path: str, *, strict: bool) -> None:
+        self.header = header
+        self.path = path
+        self.strict = strict
+        self.position = 0
+        self.columns = TensorColumns()
+        self.metadata: dict[str, str] | None = None
+        self.metadata_seen = False
+        self.row_of: dict[str, int] = {}
+
+    def scan(self) -> tuple[TensorColumns, dict[str, str]]:
+        try:
+            self.header.decode("utf-8")
+        except UnicodeDecodeError as err:
+            raise self.error(f"the header is not UTF-8 at byte {err.start:,}: {err.reason}") from err
+        self.skip_space()
+        if self.peek() != b"{":
+            self.refuse("the header is not a JSON object")
+        if self.strict and self.position:
+            self.refuse("the header does not begin with '{', as strict rules demand", at=0)
+        self.members(self.top_level_member)
+        self.skip_space()
+        if self.position != len(self.header):
+            self.refuse("there is more text after the header's JSON object")
+        if len(self.row_of) != len(self.columns):
+            self.columns = self.columns.select(list(self.row_of.values()))
+        return self.columns, self.metadata or {}
+
+    # Errors
+
+    def error(self, message: str, *, tensor: str | None = None, hint: str = "") -> HeaderError:
+        hint = hint or "the file is damaged or was written by a faulty tool: fetch it again or convert it again"
+        return HeaderError(f"{self.path}: {message}", hint=hint, path=self.path, tensor=tensor)
+
+    def refuse(self, message: str, *, at: int | None = None, tensor: str | None = None) -> NoReturn:
+        position = self.position if at is None else at
+        found = printable(self.header[position : position + 24].decode("utf-8", "replace")) or "the end of the header"
+        raise self.error(f"{message} (byte {position:,} of the header: {found!r})", tensor=tensor)
+
+    # Tokens
+
+    def skip_space(self) -> None:
+        match = _SPACE.match(self.header, self.position)
+        assert match is not None, "a pattern that may be empty always matches"
+        self.position = match.end()
+
+    def peek(self) -> bytes:
+        return self.header[self.position : self.position + 1]
+
+    def accept(self, byte: bytes) -> bool:
+        self.skip_space()
+        if self.peek() != byte:
+            return False
+        self.position += 1
+        return True
+
+    def expect(self, byte: bytes, where: str) -> None:
+        if not self.accept(byte):
+            self.refuse(f"the header is not JSON: expected '{byte.decode()}' {where}")
+
+    def text(self, what: str) -> str:
+        """Read a string, resolving its escapes."""
+        self.skip_space()
+        match = _STRING.match(self.header, self.position)
+        if match is None:
+            self.refuse(f"expected {what}, a string")
+        raw = match[1]
+        if b"\\" not in raw:
+            value = raw.decode("utf-8")
+        else:
+            value = str(json.loads(match[0].decode("utf-8")))
+            try:
+                value.encode("utf-8")
+            except UnicodeEncodeError:
+                self.refuse(f"{what} has a lone surrogate escape")
+        self.position = match.end()
+        return value
+
+    def members(self, member: Callable[[str], None]) -> None:
+        """Read an object, calling ``member`` with each key; it has to read the value."""
+        self.position += 1
+        if self.accept(b"}"):
+            return
+        while True:
+            key = self.text("a name")
+            self.expect(b":", "after a name")
+            self.skip_space()
+            member(key)
+            if self.accept(b"}"):
+                return
+            self.expect(b",", "or '}' after a value")
+
+    # The levels of a header
+
+    def top_level_member(self, name: str) -> None:
+        if name == _METADATA:
+            self.read_metadata()
+        else:
+            self.read_tensor(name)
+        self.typical_tensors()
+
+    def typical_tensors(self) -> None:
+        """Read on as long as tensors have the form that writers use, which one pattern matches at once."""
+        while (separator := _SPACE_COMMA.match(self.header, self.position)) is not None:
+            match = _TYPICAL_TENSOR.match(self.header, separator.end())
+            code = None if match is None else _CODES.get(match[2].decode("ascii"))
+            if match is None or code is None or match[1] == _METADATA.encode():
+                return
+            dims = match[3]
+            self.columns.dims.extend(map(int, dims.split(b",")) if dims else ())
+            rank = dims.count(b",") + 1 if dims else 0
+            self.position = match.end()
+            self.add_row(match[1].decode("utf-8"), code, rank, int(match[4]), int(match[5]))
+
+    def add_row(self, name: str, code: int, rank: int, begin: int, end: int) -> None:
+        if self.strict and name in self.row_of:
+            self.refuse(f"two tensors are called '{printable(name)}', which strict rules refuse", tensor=name)
+        columns = self.columns
+        self.row_of[name] = len(columns.names)
+        columns.names.append(name)
+        columns.dtype_codes.append(code)
+        columns.ranks.append(rank)
+        columns.begins.append(begin)
+        columns.ends.append(end)
+
+    def read_metadata(self) -> None:
+        if self.metadata_seen:
+            self.refuse("__metadata__ is given twice")
+        self.metadata_seen = True
+        if not self.strict and self.header.startswith(b"null", self.position):
+            self.position += 4
+            return
+        if self.peek() != b"{":
+            self.refuse("__metadata__ is not an object of texts")
+        metadata: dict[str, str] = {}
+
+        def entry(key: str) -> None:
+            if self.strict and key in metadata:
+                self.refuse(f"__metadata__ has '{printable(key)}' twice, which strict rules refuse")
+            metadata[key] = self.text(f"__metadata__ entry '{printable(key)}'")
+
+        self.members(entry)
+        self.metadata = metadata
+
+    def read_tensor(self, name: str) -> None:
+        shown = f"tensor '{printable(name)}'"
+        values: dict[str, tuple[int, int]] = {}
+
+        def field(key: str) -> None:
+            if key in values:
+                self.refuse(f"{shown} has {key} twice", tensor=name)
+            if key in _FIELDS:
+                values[key] = self.read_field(key, name, shown)
+            elif self.strict:
+                self.refuse(f"{shown} has a field '{printable(key)}', which strict rules refuse", tensor=name)
+            else:
+                self.skip_value(depth=2)
+
+        if self.peek() == b"{":
+            self.members(field)
+        elif self.peek() == b"[" and not self.strict:
+            self.position += 1
+            for index, key in enumerate(_FIELDS):
+                if index:
+                    self.expect(b",", f"before {key} of {shown}")
+                self.skip_space()
+                field(key)
+            self.expect(b"]", f"after the three values of {shown}")
+        else:
+            self.refuse(f"{shown} is not an object with dtype, shape and data_offsets", tensor=name)
+        if missing := [key for key in _FIELDS if key not in values]:
+            self.refuse(f"{shown} has no {' and no '.join(missing)}", tensor=name)
+        self.add_row(name, values["dtype"][0], values["shape"][0], *values["data_offsets"])
+
+    def read_field(self, key: str, name: str, shown: str) -> tuple[int, int]:
+        """Read one of a tensor's three fields.
+
+        Returns:
+            For ``dtype`` its code, for ``shape`` the rank (dimensions go straight into their column), for
+            ``data_offsets`` begin and end; a second number is only there for the last.
+        """
+        if key == "dtype":
+            return self.read_dtype(name, shown), 0
+        if key == "shape":
+            return self.read_shape(name, shown), 0
+        self.open_list(key, name, shown)
+        begin = self.integer(key, name, shown)
+        self.expect(b",", f"between the two data_offsets of {shown}")
+        end = self.integer(key, name, shown)
+        self.expect(b"]", f"after the two data_offsets of {shown}")
+        return begin, end
+
+    def read_dtype(self, name: str, shown: str) -> int:
+        at = self.position
+        if not self.strict and self.peek() == b"{":
+            self.position += 1
+            dtype = self.text(f"dtype of {shown}")
+            self.expect(b":", f"in dtype of {shown}")
+            self.skip_space()
+            if not self.header.startswith(b"null", self.position):
+                self.refuse(f"dtype of {shown} is not a text", at=at, tensor=name)
+            self.position += 4
+            self.expect(b"}", f"after dtype of {shown}")
+        else:
+            dtype = self.text(f"dtype of {shown}")
+        code = _CODES.get(dtype)
+        if code is None:
+            raise self.unknown_dtype(dtype, name, shown)
+        return code
+
+    def unknown_dtype(self, dtype: str, name: str, shown: str) -> FormatError:
+        return UnsupportedDtypeError(
+            f"{self.path}: {shown} has data type '{printable(dtype)}', which safetensors does not have",
+            hint=f"known data types: {', '.join(SAFETENSORS)}; a newer weightlift may know more",
+            path=self.path,
+            tensor=name,
+        )
+
+    def open_list(self, key: str, name: str, shown: str) -> None:
+        if self.peek() != b"[":
+            self.refuse(f"{key} of {shown} is not a list of whole numbers", tensor=name)
+        self.position += 1
+
+    def integer(self, key: str, name: str, shown: str) -> int:
+        self.skip_space()
+        match = _INTEGER.match(self.header, self.position)
+        if match is None:
+            self.refuse(f"{key} of {shown} holds something else than whole numbers from 0", tensor=name)
+        if len(match[0]) > 20 or int(match[0]) > _UINT64_MAX:
+            self.refuse(f"{key} of {shown} holds a number above 64 bits", tensor=name)
+        self.position = match.end()
+        return int(match[0])
+
+    def read_shape(self, name: str, shown: str) -> int:
+        self.open_list("shape", name, shown)
+        if self.accept(b"]"):
+            return 0
+        dims = self.columns.dims
+        before = len(dims)
+        while (run := _INTEGERS.match(self.header, self.position)) is not None:
+            numbers = list(map(int, run[0][:-1].split(b",")))
+            if max(numbers) > _UINT64_MAX:
+                self.refuse(f"shape of {shown} holds a number above 64 bits", tensor=name)
+            dims.fromlist(numbers)
+            self.position = run.end()
+        dims.append(self.integer("shape", name, shown))
+        self.expect(b"]", f"after the shape of {shown}")
+        return len(dims) - before
+
+    # Values that are read and not kept
+
+    def skip_value(self, depth: int) -> None:
+        """Read a value below ``depth`` levels of nesting, checking everything the reference parser checks."""
+        first = self.peek()
+        if first in (b"{", b"["):
+            if depth >= _DEPTH_MAX:
+                self.refuse(f"values are nested deeper than {_DEPTH_MAX} levels")
+            if first == b"{":
+                self.members(lambda _key: self.skip_value(depth + 1))
+            else:
+                self.skip_list(depth + 1)
+        elif first == b'"':
+            self.text("a value")
+        elif (literal := _LITERAL.match(self.header, self.position)) is not None:
+            self.position = literal.end()
+        else:
+            number = _NUMBER.match(self.header, self.position)
+            if number is None:
+                self.refuse("the header is not JSON: expected a value")
+            if exceeds_double(number[0]):
+                self.refuse("a number is out of range")
+            self.position = number.end()
+
+    def skip_list(self, depth: int) -> None:
+        self.position += 1
+        if self.accept(b"]"):
+            return
+        while True:
+            self.skip_space()
+            self.skip_value(depth)
+            if self.accept(b"]"):
+                return
+            self.expect(b",", "or ']' after a value")
