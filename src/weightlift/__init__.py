@@ -7,7 +7,7 @@
 
 from weightlift import errors
 from weightlift._version import __version__
-from weightlift.api import Checkpoint, StateDict, load, open
+from weightlift.api import Checkpoint, StateDict, load, load_into, open, stream
 from weightlift.description import TensorInfo
 from weightlift.errors import WeightliftError
 from weightlift.options import LoadOptions
@@ -23,5 +23,7 @@ __all__ = [
     "__version__",
     "errors",
     "load",
+    "load_into",
     "open",
+    "stream",
 ]

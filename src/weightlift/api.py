@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack
 
 from weightlift.formats import describe
 from weightlift.loading import load_rows
+from weightlift.modules import LoadIntoResult, load_module
 from weightlift.options import LoadOptions
 from weightlift.selection import select_rows
+from weightlift.streaming import TensorStream
 from weightlift.types import HeaderRules
 
 if TYPE_CHECKING:
@@ -109,8 +111,53 @@ def load(path: str | os.PathLike[str] | Checkpoint, **keywords: Unpack[LoadKeywo
     Raises:
         WeightliftError: see :mod:`weightlift.errors`; nothing half-loaded is returned.
     """
-    options = LoadOptions(**keywords)
+    options = LoadOptions(**keywords)  # type: ignore[arg-type]
     description = _description(path, options)
     rows = select_rows(description, options.names)
     tensors, report = load_rows(description, rows, options)
     return StateDict(tensors, report)
+
+
+def stream(path: str | os.PathLike[str] | Checkpoint, **keywords: Unpack[LoadKeywords]) -> TensorStream:
+    """Load tensors one after the other, in file order, while later ones are being read.
+
+    Reading pauses while a finished tensor waits, so memory holds what the caller keeps and little more.
+
+    Args:
+        path: a path as for :func:`open`, or an opened checkpoint.
+        **keywords: the fields of :class:`~weightlift.options.LoadOptions`.
+
+    Returns:
+        An iterator of ``(name, tensor)``; closing it (or leaving it as a context manager) stops the load.
+
+    Raises:
+        WeightliftError: see :mod:`weightlift.errors`, from here or from the iteration.
+    """
+    options = LoadOptions(**keywords)  # type: ignore[arg-type]
+    description = _description(path, options)
+    return TensorStream(description, select_rows(description, options.names), options)
+
+
+def load_into(
+    module: Any, path: str | os.PathLike[str] | Checkpoint, *, strict: bool = True, **keywords: Unpack[LoadKeywords]
+) -> LoadIntoResult:
+    """Fill a torch module's parameters and persistent buffers in place, casting where data types differ.
+
+    If reading fails midway the module's tensors are partly overwritten; names and shapes are checked before that.
+
+    Args:
+        module: a ``torch.nn.Module``, or a mapping from names to tensors.
+        path: a path as for :func:`open`, or an opened checkpoint.
+        strict: refuse missing and unexpected names, as ``Module.load_state_dict`` does; a tied tensor counts as there if
+            the checkpoint has it under another of its names.
+        **keywords: the fields of :class:`~weightlift.options.LoadOptions`; device and framework follow the module.
+
+    Returns:
+        Missing and unexpected names, and the load's report.
+
+    Raises:
+        StateMismatchError: names or shapes do not match; the module is unchanged.
+        WeightliftError: see :mod:`weightlift.errors`.
+    """
+    options = LoadOptions(**keywords)  # type: ignore[arg-type]
+    return load_module(module, _description(path, options), options, strict=strict)

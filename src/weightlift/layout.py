@@ -31,7 +31,7 @@ SLAB_BYTES: Final = 16 * MIB
 _SHORT_RUN_BYTES: Final = 64 * KIB
 """Runs under this size are packed: whole pages around each would cost more memory than copying costs time."""
 
-_PACKED_GAP_BYTES: Final = 64 * KIB
+PACKED_GAP_BYTES: Final = 64 * KIB
 """Unwanted bytes between packed tensors that are read along, since another read would cost more."""
 
 _PACKED_ALIGNMENT: Final = 64
@@ -180,7 +180,7 @@ def _merged_short_runs(runs: list[_Run], description: Description, rows: Sequenc
         elif (
             pending
             and pending.shard == run.shard
-            and run.offset - pending.offset - pending.length <= _PACKED_GAP_BYTES
+            and run.offset - pending.offset - pending.length <= PACKED_GAP_BYTES
             and run.offset + run.length - pending.offset <= SLAB_BYTES
         ):
             pending = pending._replace(end=run.end, length=run.offset + run.length - pending.offset)

@@ -41,13 +41,13 @@ def load_rows(description: Description, rows: Sequence[int], options: LoadOption
     """
     device = device_name(options)
     if device == "null":
-        return _transfer(description, rows, options, _null_target(description, rows, options))
+        return transfer_rows(description, rows, options, _null_target(description, rows, options))
     maker = framework_for(device, options)
     if options.method is Method.MMAP and device == "cpu" and options.dtype is None:
         return _load_mapped(description, rows, options, maker)
     target = memory_target(description, rows, options, maker, device)
     check_fit(target)
-    return _transfer(description, rows, options, target)
+    return transfer_rows(description, rows, options, target)
 
 
 def device_name(options: LoadOptions) -> str:
@@ -119,7 +119,15 @@ def shards_of(description: Description, rows: Sequence[int]) -> list[int]:
     return sorted({description.shard_indexes[row] for row in rows})
 
 
-def _transfer(description: Description, rows: Sequence[int], options: LoadOptions, target: Target) -> Loaded:
+def transfer_rows(description: Description, rows: Sequence[int], options: LoadOptions, target: Target) -> Loaded:
+    """Read what a target wants, and report.
+
+    Args:
+        description: the checkpoint.
+        rows: the rows the target was made for.
+        options: how.
+        target: where the tensors go.
+    """
     transfer = Transfer(
         description, shards_of(description, rows), options, destination_bytes=target.host_bytes
     )
@@ -143,7 +151,7 @@ def _digests(description: Description, rows: Sequence[int], options: LoadOptions
         return digest_tensors(dict(target.stored()), available_processors())
     # Converted tensors no longer hold the bytes as stored, so these are read once more.
     second = DigestTarget(description, rows, available_processors())
-    _, report = _transfer(description, rows, options, second)
+    _, report = transfer_rows(description, rows, options, second)
     return dict(report.digests)
 
 

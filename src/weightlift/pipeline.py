@@ -17,7 +17,7 @@ from weightlift.engines.tuner import Setting, Tuner
 from weightlift.failures import raise_failure
 from weightlift.host.memory import available_processors, headroom
 from weightlift.monitor import Monitor
-from weightlift.operations import ChunkReady, Engine, Extent, ExtentDone, Failure
+from weightlift.operations import ChunkReady, Engine, Event, Extent, ExtentDone, Failure
 from weightlift.plan import decide_cache, plan_extents, plan_pool
 from weightlift.shards import OpenShards
 from weightlift.types import CachePolicy, EngineName, Method
@@ -71,7 +71,7 @@ class Transfer:
         self._reader = reader
         self._engine: Engine | None = None
         self._slots: SlotPool | None = None
-        self._target: Target | None = None
+        self._targets: list[Target] = []
         self._extents: list[Extent] = []
         self._total_bytes = 0
         self._samples_due = self._progress_due = 0.0
@@ -104,7 +104,7 @@ class Transfer:
             WeightliftError: the first thing that went wrong, once everything has stopped.
         """
         begin = time.monotonic()
-        self._target = target
+        self._targets.append(target)
         with self.aborting():
             self._start(target)
             begin = self._lap("plan", begin)
@@ -121,25 +121,81 @@ class Transfer:
             raise
 
     def _start(self, target: Target) -> None:
-        options = self._options
-        self._extents = plan_extents(
-            target.prepare(), self.shards.facts, options.method, keep=self.cache.keep, in_order=target.in_order
-        )
-        self._total_bytes = sum(extent.length for extent in self._extents)
-        self.pool = self._plan_pool()
+        extents = self._extents_of(target)
+        self._total_bytes = sum(extent.length for extent in extents)
+        self.pool = self._plan_pool(extents, staged=False)
         self._begin()
-        assert self._engine is not None
-        self._engine.submit(self._extents)
+        self._add(extents)
 
-    def _plan_pool(self) -> Pool:
+    def _extents_of(self, target: Target) -> list[Extent]:
+        return plan_extents(
+            target.prepare(),
+            self.shards.facts,
+            self._options.method,
+            keep=self.cache.keep,
+            in_order=target.in_order,
+        )
+
+    def _add(self, extents: list[Extent]) -> None:
+        assert self._engine is not None
+        self._engine.submit(extents)
+        self._extents.extend(extents)
+
+    def _plan_pool(self, extents: Sequence[Extent], *, staged: bool) -> Pool:
         options = self._options
         return plan_pool(
-            self._extents,
+            extents,
             budget_bytes=options.host_memory,
             processors=available_processors(),
             workers=options.workers,
             chunk_bytes=options.chunk_bytes,
+            staged=staged,
         )
+
+    # ---- for streams, which submit one target after the other
+
+    def begin_stream(self, total_bytes: int) -> None:
+        """Start an engine with nothing to do yet; targets follow by :meth:`submit`."""
+        self._total_bytes = total_bytes
+        self.pool = self._plan_pool((), staged=True)
+        self._begin()
+
+    def submit(self, target: Target) -> list[Extent]:
+        """Have the engine read what one more target wants; returns its extents."""
+        self._targets.append(target)
+        extents = self._extents_of(target)
+        self._add(extents)
+        return extents
+
+    def drop(self, target: Target) -> None:
+        """Forget a target whose extents have all landed."""
+        target.close()
+        self._targets.remove(target)
+
+    def events(self) -> list[Event]:
+        """What the engine has to tell, waiting a moment for it; a failure is raised as its typed error."""
+        assert self._engine is not None
+        events = self._engine.poll(_TICK_SECONDS)
+        for event in events:
+            if isinstance(event, Failure):
+                self._fail(event)
+        return events
+
+    def landed_bytes(self) -> int:
+        """Bytes that have landed so far."""
+        assert self._engine is not None
+        return self._engine.counters().landed_bytes
+
+    def release_slot(self, slot: int) -> None:
+        """Give back the slot of a chunk that was handed over."""
+        assert self._engine is not None
+        self._engine.return_slot(slot)
+
+    def tag(self, extent: int) -> int:
+        """Which of its target's ranges an extent belongs to."""
+        return self._extents[extent].tag
+
+    # ---- the engine at work
 
     def _begin(self) -> None:
         pool = self.pool
@@ -163,13 +219,11 @@ class Transfer:
         assert engine is not None
         left = len(self._extents)
         while left:
-            for event in engine.poll(_TICK_SECONDS):
+            for event in self.events():
                 if isinstance(event, ExtentDone):
                     left -= 1
                 elif isinstance(event, ChunkReady):
-                    target.receive(event, self._extents[event.extent].tag, engine.return_slot)
-                else:
-                    self._fail(event)
+                    target.receive(event, self.tag(event.extent), engine.return_slot)
             self.tick(target.host_bytes > 0)
         self._sample(in_host_memory=target.host_bytes > 0)
 
@@ -223,8 +277,8 @@ class Transfer:
             self.shards.sweep()
         cached = self.shards.cached_now()
         assert self._slots is not None
-        assert self._target is not None
-        self._target.close()
+        for target in self._targets:
+            target.close()
         self._slots.close()
         self.shards.__exit__(None, None, None)
         observed = self.monitor.finish()
@@ -239,8 +293,8 @@ class Transfer:
     def abort(self, cause: BaseException) -> None:
         """Stop everything and release it; what a read still under way may touch is kept alive instead."""
         engine, self._engine = self._engine, None
-        if self._target is not None:
-            self._target.close()
+        for target in self._targets:
+            target.close()
         if engine is not None:
             engine.cancel()
             stuck = engine.join(_STUCK_SECONDS)
@@ -251,7 +305,7 @@ class Transfer:
                     for read in engine.activity()
                 )
                 cause.add_note(f"{stuck} reads have not returned and keep their buffers: {named}")
-                _abandoned.append((engine, self._slots, self._target, self.shards.detach()))
+                _abandoned.append((engine, self._slots, self._targets, self.shards.detach()))
                 return
             engine.close()
         if self._slots is not None:
@@ -259,7 +313,7 @@ class Transfer:
         if not self.cache.keep:
             self.shards.sweep()
         self.shards.__exit__(None, None, None)
-        self._target = None
+        self._targets.clear()
 
 
 def make_engine(

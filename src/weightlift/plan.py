@@ -319,6 +319,7 @@ def plan_pool(
     processors: int,
     workers: int | None,
     chunk_bytes: int | None,
+    staged: bool = False,
 ) -> Pool:
     """Size the staging pool and choose where concurrency starts.
 
@@ -328,11 +329,13 @@ def plan_pool(
         processors: how many processors this process may use.
         workers: the caller's fixed number of workers, if any.
         chunk_bytes: the caller's fixed chunk size, if any.
+        staged: more extents will follow that may need slots.
 
     Raises:
         BudgetError: fixed workers and chunks do not fit the budget.
     """
-    staged = any(extent.sink is not Sink.PLACE for extent in extents)
+    more_follow = staged
+    staged = staged or any(extent.sink is not Sink.PLACE for extent in extents)
     total = sum(extent.length for extent in extents)
     start_workers, start_chunk = _start(extents, processors, staged=staged)
     if not staged:
@@ -350,7 +353,7 @@ def plan_pool(
     slot_chunk = chunk_bytes or _slot_chunk(budget_bytes, workers)
     slot_bytes = slot_chunk + ALIGNMENT_SLACK_BYTES
     fitting = (budget_bytes - _stacks(workers or 1).nbytes) // (slot_bytes + (0 if workers else _STACK_BYTES))
-    needed = max(1, -(-total // slot_chunk))
+    needed = _WORKERS_MAX if more_follow else max(1, -(-total // slot_chunk))
     room = workers or max(1, min(_WORKERS_MAX, fitting, needed))
     slots = min(max(room, _SLOTS_MIN), fitting, max(needed, room))
     if slots < min(room, needed):

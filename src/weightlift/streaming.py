@@ -1,0 +1,171 @@
+"""Streaming: tensors one after the other while later ones are being read, with back-pressure.
+
+The unit of streaming is a group of the layout: one large tensor, or a run of small ones that share a slab. Units are
+submitted to the engine as long as nothing finished waits for the consumer and what is in flight is under a window, so
+host memory holds what the consumer has, one finished unit, and the window.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from weightlift.errors import OptionError
+from weightlift.layout import lay_out
+from weightlift.loading import device_name, framework_for, memory_target, shards_of
+from weightlift.operations import ChunkReady, ExtentDone
+from weightlift.pipeline import Transfer
+from weightlift.summary import summarise
+from weightlift.types import Method
+from weightlift.units import MIB
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from weightlift.description import Description
+    from weightlift.layout import Group
+    from weightlift.options import LoadOptions
+    from weightlift.targets.host import ConvertingTarget, HostTarget
+    from weightlift.types import LoadReport
+
+_WINDOW_BYTES: Final = 32 * MIB
+
+
+class _Unit:
+    """Rows that are read together, and how many of their extents have not landed."""
+
+    __slots__ = ("left", "rows", "target")
+
+    def __init__(self, rows: Sequence[int], target: HostTarget | ConvertingTarget) -> None:
+        self.rows = rows
+        self.target = target
+        self.left = 0
+
+
+class TensorStream:
+    """An iterator of ``(name, tensor)`` in file order; also a context manager.
+
+    Attributes:
+        report: what the load did; ``None`` until the last tensor was delivered.
+    """
+
+    def __init__(self, description: Description, rows: Sequence[int], options: LoadOptions) -> None:
+        device = device_name(options)
+        if device == "null":
+            raise OptionError('device="null" has no tensors to stream', hint='use weightlift.load(…, device="null")')
+        if options.method is Method.MMAP:
+            raise OptionError(
+                'method="mmap" has nothing to stream: its tensors are views of the file',
+                hint='use weightlift.load(…, method="mmap")',
+            )
+        self.report: LoadReport | None = None
+        self._description = description
+        self._rows = rows
+        self._options = options
+        self._device = device
+        self._closed = True
+        self._maker = framework_for(device, options)
+        self._pending: deque[Sequence[int]] = deque(self._unit_rows())
+        self._flying: deque[_Unit] = deque()
+        self._by_extent: list[_Unit] = []
+        self._ready: Iterator[tuple[str, Any]] = iter(())
+        self._submitted_bytes = 0
+        self._transfer = Transfer(
+            description, shards_of(description, rows), options, destination_bytes=_WINDOW_BYTES
+        )
+        with self._transfer.aborting():
+            self._transfer.begin_stream(sum(map(description.lengths.__getitem__, rows)))
+        self._closed = False
+
+    def _unit_rows(self) -> Iterator[Sequence[int]]:
+        groups: Sequence[Group] = lay_out(self._description, self._rows).groups
+        begin = 0
+        for group in groups:
+            # Tensors without bytes are in no group; they travel with the next one.
+            yield self._rows[begin : group.end]
+            begin = group.end
+        if begin < len(self._rows):
+            yield self._rows[begin:]
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> tuple[str, Any]:
+        for item in self._ready:
+            return item
+        if self._closed:
+            raise StopIteration
+        with self._transfer.aborting():
+            try:
+                unit = self._wait_for_unit()
+            except BaseException:
+                self._closed = True
+                raise
+        if unit is None:
+            self._finish()
+            raise StopIteration
+        self._ready = unit.target.finish()
+        self._transfer.drop(unit.target)
+        with self._transfer.aborting():
+            self._submit()
+        return next(self._ready)
+
+    def _wait_for_unit(self) -> _Unit | None:
+        while True:
+            self._submit()
+            if not self._flying:
+                return None
+            if self._flying[0].left == 0:
+                return self._flying.popleft()
+            for event in self._transfer.events():
+                if isinstance(event, ExtentDone):
+                    self._by_extent[event.extent].left -= 1
+                elif isinstance(event, ChunkReady):
+                    unit = self._by_extent[event.extent]
+                    unit.target.receive(event, self._transfer.tag(event.extent), self._transfer.release_slot)
+            self._transfer.tick(in_host_memory=True)
+
+    def _submit(self) -> None:
+        """Hand units to the engine until the window is full or a finished one waits."""
+        while self._pending:
+            finished_waits = any(unit.left == 0 for unit in self._flying)
+            in_flight = self._submitted_bytes - self._transfer.landed_bytes()
+            if self._flying and (finished_waits or in_flight >= _WINDOW_BYTES):
+                return
+            rows = self._pending.popleft()
+            unit = _Unit(rows, memory_target(self._description, rows, self._options, self._maker, self._device))
+            extents = self._transfer.submit(unit.target)
+            unit.left = len(extents)
+            self._by_extent.extend([unit] * len(extents))
+            self._submitted_bytes += sum(extent.length for extent in extents)
+            self._flying.append(unit)
+
+    def _finish(self) -> None:
+        self._closed = True
+        finished = self._transfer.finish()
+        self.report = summarise(
+            self._transfer,
+            self._description,
+            self._rows,
+            self._options,
+            device=self._device,
+            finished=finished,
+            digests={},
+        )
+
+    def close(self) -> None:
+        """Stop reading and release everything; tensors already delivered stay."""
+        self._ready = iter(())
+        if not self._closed:
+            self._closed = True
+            self._transfer.abort(GeneratorExit())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            self.close()

@@ -1,0 +1,149 @@
+"""Existing torch tensors as the destination: parameters and buffers of a module are filled in place.
+
+Every destination is written to directly (large ones by the engine itself, neighbouring small ones out of one slot); one
+that has another data type, lies on another device or is not contiguous is filled chunk by chunk through torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from weightlift.errors import StateMismatchError, printable
+from weightlift.layout import LARGE_TENSOR_BYTES, PACKED_GAP_BYTES, SLAB_BYTES
+from weightlift.operations import Sink
+from weightlift.plan import Wanted
+from weightlift.targets.frameworks import stored_shape
+from weightlift.targets.host import address_table, assign_chunk
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from weightlift.description import Description
+    from weightlift.operations import ChunkReady
+    from weightlift.targets.frameworks import TensorMaker
+
+
+class ModuleTarget:
+    """Fills existing tensors.
+
+    Args:
+        description: the checkpoint.
+        rows: the selected rows, in file order.
+        maker: the torch maker.
+        destinations: the tensor to fill, by name, for every selected row.
+
+    Raises:
+        StateMismatchError: a destination has another shape, or no memory.
+    """
+
+    host_bytes = 0
+    in_order = True
+
+    def __init__(
+        self, description: Description, rows: Sequence[int], maker: TensorMaker, destinations: Mapping[str, Any]
+    ) -> None:
+        self._description = description
+        self._maker = maker
+        self._destinations = destinations
+        self._wanted: list[Wanted] = []
+        self._handed_over: dict[int, int] = {}
+        self._flat: dict[int, Any] = {}
+        self._whole: dict[int, Any] = {}
+        self._rows = rows
+        for row in rows:
+            self._check(row)
+        devices = sorted({str(destinations[description.names[row]].device) for row in rows})
+        self.device = ", ".join(devices) or "cpu"
+
+    def _check(self, row: int) -> None:
+        name, shape = self._description.names[row], self._description.shape(row)
+        tensor = self._destinations[name]
+        expected = stored_shape(self._description.dtype(row), shape)
+        if tuple(tensor.shape) != expected:
+            raise StateMismatchError(
+                f"{printable(name)} has shape {list(expected)} in the checkpoint and {list(tensor.shape)} in the module",
+                hint="the checkpoint belongs to a model of another size or architecture",
+                tensor=name,
+            )
+        if tensor.device.type == "meta":
+            raise StateMismatchError(
+                f"{printable(name)} is on the meta device and has no memory to fill",
+                hint='give the module memory first: module.to_empty(device="cpu")',
+                tensor=name,
+            )
+
+    def prepare(self) -> Sequence[Wanted]:
+        """See :class:`~weightlift.targets.base.Target`."""
+        description = self._description
+        small: list[tuple[int, int, int]] = []
+        shard = -1
+        for row in self._rows:
+            length, offset = description.lengths[row], description.offsets[row]
+            if length == 0:
+                continue
+            tensor = self._destinations[description.names[row]]
+            joins = (
+                shard == description.shard_indexes[row]
+                and small
+                and offset - small[-1][0] - small[-1][1] <= PACKED_GAP_BYTES
+                and offset + length - small[0][0] <= SLAB_BYTES
+            )
+            if small and not joins:
+                self._flush(shard, small)
+            shard = description.shard_indexes[row]
+            if not self._fills_directly(row, tensor):
+                self._flush(shard, small)
+                self._convert(row, tensor)
+            elif length >= LARGE_TENSOR_BYTES:
+                self._flush(shard, small)
+                entry = (offset, length, tensor.data_ptr())
+                self._wanted.append(
+                    Wanted(shard, offset, length, Sink.PLACE, tensor.data_ptr(), copies=address_table([entry]))
+                )
+            else:
+                small.append((offset, length, tensor.data_ptr()))
+        self._flush(shard, small)
+        return self._wanted
+
+    def _flush(self, shard: int, small: list[tuple[int, int, int]]) -> None:
+        if small:
+            begin, end = small[0][0], small[-1][0] + small[-1][1]
+            self._wanted.append(Wanted(shard, begin, end - begin, Sink.COPY, copies=address_table(small)))
+            small.clear()
+
+    def _fills_directly(self, row: int, tensor: Any) -> bool:
+        return bool(
+            tensor.device.type == "cpu"
+            and tensor.is_contiguous()
+            and tensor.dtype == self._maker.stored_dtype(self._description.dtype(row))
+        )
+
+    def _convert(self, row: int, tensor: Any) -> None:
+        flat = tensor.detach()
+        if not tensor.is_contiguous():
+            # A strided destination has no flat view; it is gathered first and copied over at the end.
+            flat = self._maker.empty(tensor.dtype, tuple(tensor.shape), str(tensor.device))
+            self._whole[row] = flat
+        self._flat[row] = flat.view(-1)
+        self._handed_over[len(self._wanted)] = row
+        description = self._description
+        self._wanted.append(
+            Wanted(description.shard_indexes[row], description.offsets[row], description.lengths[row], Sink.HAND_OVER)
+        )
+
+    def receive(self, chunk: ChunkReady, want: int, release: Callable[[int], None]) -> None:
+        """See :class:`~weightlift.targets.base.Target`."""
+        row = self._handed_over[want]
+        assign_chunk(self._maker, self._description, row, self._flat[row], chunk)
+        release(chunk.slot)
+
+    def finish(self) -> Iterator[tuple[str, Any]]:
+        """See :class:`~weightlift.targets.base.Target`."""
+        for row, gathered in self._whole.items():
+            self._destinations[self._description.names[row]].detach().copy_(gathered)
+        for row in self._rows:
+            name = self._description.names[row]
+            yield name, self._destinations[name]
+
+    def close(self) -> None:
+        """See :class:`~weightlift.targets.base.Target`."""
