@@ -74,7 +74,9 @@ class Checkpoint(Mapping[str, "TensorInfo"]):
         return self.description.total_bytes
 
     def __repr__(self) -> str:
-        return f"<Checkpoint of {len(self)} tensors, {self.total_bytes:,} bytes in {len(self.description.shards)} files>"
+        return (
+            f"<Checkpoint of {len(self)} tensors, {self.total_bytes:,} bytes in {len(self.description.shards)} files>"
+        )
 
 
 def open(path: str | os.PathLike[str], *, header: HeaderRules | str = HeaderRules.REFERENCE) -> Checkpoint:
@@ -82,7 +84,7 @@ def open(path: str | os.PathLike[str], *, header: HeaderRules | str = HeaderRule
 
     Args:
         path: a file, a folder of shards, an index file, or a model in the Hugging Face cache.
-        header: ``reference`` judges headers as the format's reference parser does, ``strict`` refuses what it tolerates.
+        header: ``reference`` judges headers as the reference parser does, ``strict`` refuses what it tolerates.
 
     Raises:
         CheckpointNotFoundError: there is nothing at the path.
@@ -148,8 +150,8 @@ def load_into(
     Args:
         module: a ``torch.nn.Module``, or a mapping from names to tensors.
         path: a path as for :func:`open`, or an opened checkpoint.
-        strict: refuse missing and unexpected names, as ``Module.load_state_dict`` does; a tied tensor counts as there if
-            the checkpoint has it under another of its names.
+        strict: refuse missing and unexpected names, as ``Module.load_state_dict`` does; a tied tensor counts as there
+            if the checkpoint has it under another of its names.
         **keywords: the fields of :class:`~weightlift.options.LoadOptions`; device and framework follow the module.
 
     Returns:

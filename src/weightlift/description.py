@@ -10,12 +10,12 @@ Format readers build a description; the planner, the public face and the command
 from __future__ import annotations
 
 import sys
-from array import array
 from bisect import bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from array import array
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 

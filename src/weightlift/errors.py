@@ -141,7 +141,7 @@ class UnsupportedError(WeightliftError, RuntimeError):
     """This platform, framework or device cannot do what was asked."""
 
 
-class MissingExtraError(UnsupportedError, ImportError):
+class MissingExtraError(UnsupportedError, ImportError):  # type: ignore[misc] # both have a path, of other types
     """An optional package that the call needs is not installed."""
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from weightlift.shards import OpenShards
 
 _HINTS = {
-    errno.EIO: "the drive reported an error: look at dmesg and the drive's health (smartctl), then fetch the file again",
+    errno.EIO: "the drive reported an error: look at dmesg and its health (smartctl), then fetch the file again",
     errno.ESTALE: "the file was removed on the server that shares it: mount it again",
     errno.ETIMEDOUT: "the server that shares the file did not answer: check the network",
     errno.ENOMEM: "the machine is out of memory: close programs, or set a smaller host_memory",

@@ -2,7 +2,7 @@
 
 A *span* is a contiguous file range with one rule for where its bytes go. Mostly a span mirrors the file page for page:
 its address is congruent to its file offset modulo the page size, so that direct reads of whole blocks go straight to the
-final place, whatever tensors the blocks hold. A span whose tensors would then be misaligned for their data type (files
+final place, whatever tensors they hold. A span whose tensors would then be misaligned for their data type (files
 with unpadded headers exist) is shifted by a few bytes, and tensors in very short runs are packed one by one.
 
 A *group* is what one owner holds: one large tensor, or a run of small ones that share a slab.
@@ -118,7 +118,7 @@ def lay_out(description: Description, rows: Sequence[int]) -> Layout:
     places = array("Q", bytes(8 * len(rows)))
     spans: list[Span] = []
     cursor = 0
-    for run in _merged_short_runs(list(_runs(description, rows)), description, rows):
+    for run in _merged_short_runs(list(_runs(description, rows))):
         if run.shift < 0:
             cursor = _pack(description, rows, run, cursor, places)
             spans.append(Span(run.shard, run.offset, run.length, 0, False, run.first, run.end, packed=True))
@@ -128,9 +128,7 @@ def lay_out(description: Description, rows: Sequence[int]) -> Layout:
         for index in range(run.first, run.end):
             places[index] = place + description.offsets[rows[index]] - run.offset
         cursor = align_up(place + run.length, PAGE_BYTES)
-        spans.append(
-            Span(run.shard, run.offset, run.length, place, run.shift == 0, run.first, run.end, packed=False)
-        )
+        spans.append(Span(run.shard, run.offset, run.length, place, run.shift == 0, run.first, run.end, packed=False))
     total = sum(map(description.lengths.__getitem__, rows))
     groups = tuple(_groups(description, rows, spans, places))
     return Layout(rows, places, tuple(spans), groups, align_up(cursor, PAGE_BYTES), total)
@@ -168,7 +166,7 @@ def _runs(description: Description, rows: Sequence[int]) -> Iterator[_Run]:
         yield _Run(shard, first, len(rows), begin, end - begin, shift)
 
 
-def _merged_short_runs(runs: list[_Run], description: Description, rows: Sequence[int]) -> Iterator[_Run]:
+def _merged_short_runs(runs: list[_Run]) -> Iterator[_Run]:
     """Long runs as they are; neighbouring short ones as one packed run (``shift`` -1)."""
     pending: _Run | None = None
     for run in runs:

@@ -60,7 +60,8 @@ def device_name(options: LoadOptions) -> str:
     device = options.device
     if not isinstance(device, str) and not hasattr(device, "type"):
         raise OptionError(
-            f"device={device!r} is not a device", hint='pass one device, such as "cpu", "null" or torch.device("cuda:0")'
+            f"device={device!r} is not a device",
+            hint='pass one device, such as "cpu", "null" or torch.device("cuda:0")',
         )
     name = str(device)
     if name in {"cpu", "null"} and options.staging not in {Staging.AUTO, Staging.NONE}:
@@ -128,9 +129,7 @@ def transfer_rows(description: Description, rows: Sequence[int], options: LoadOp
         options: how.
         target: where the tensors go.
     """
-    transfer = Transfer(
-        description, shards_of(description, rows), options, destination_bytes=target.host_bytes
-    )
+    transfer = Transfer(description, shards_of(description, rows), options, destination_bytes=target.host_bytes)
     transfer.run(target)
     with transfer.aborting():
         digests = _digests(description, rows, options, target)
@@ -138,9 +137,7 @@ def transfer_rows(description: Description, rows: Sequence[int], options: LoadOp
     finished = transfer.finish()
     if isinstance(target, DigestTarget):
         digests = {description.names[row]: target.digests[description.names[row]] for row in rows}
-    report = summarise(
-        transfer, description, rows, options, device=target.device, finished=finished, digests=digests
-    )
+    report = summarise(transfer, description, rows, options, device=target.device, finished=finished, digests=digests)
     return tensors, report
 
 
@@ -155,9 +152,7 @@ def _digests(description: Description, rows: Sequence[int], options: LoadOptions
     return dict(report.digests)
 
 
-def _load_mapped(
-    description: Description, rows: Sequence[int], options: LoadOptions, maker: TensorMaker
-) -> Loaded:
+def _load_mapped(description: Description, rows: Sequence[int], options: LoadOptions, maker: TensorMaker) -> Loaded:
     """Hand out views of mapped files; tensors misaligned in the file are read into memory of their own."""
     mapped = mappable_rows(description, rows)
     aligned = set(mapped)
@@ -173,9 +168,7 @@ def _load_mapped(
         if options.digest:
             digests = _digests_of_mappings(description, rows, mappings)
     finished = transfer.finish()
-    report = summarise_mapped(
-        transfer, description, rows, options, owned=owned, finished=finished, digests=digests
-    )
+    report = summarise_mapped(transfer, description, rows, options, owned=owned, finished=finished, digests=digests)
     return [(description.names[row], tensors[description.names[row]]) for row in rows], report
 
 

@@ -8,10 +8,11 @@ planner makes, both engines read and the pipeline acts upon.
 from __future__ import annotations
 
 import enum
-from array import array
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
+    from array import array
     from collections.abc import Sequence
 
 
@@ -49,7 +50,8 @@ COPY_FIELDS = 3
 """Numbers per entry of a copy table: offset in the file, length, destination address."""
 
 
-class CopyTable(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class CopyTable:
     """Where the parts of a range go: ``count`` entries of ``numbers`` from entry ``first`` on, by rising file offset.
 
     Attributes:
@@ -214,7 +216,8 @@ class ShardUse(NamedTuple):
     refused_errno: int
 
 
-class SlotMemory(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class SlotMemory:
     """The fixed pool an engine stages in: ``count`` slots of ``slot_bytes`` each, from ``address`` on."""
 
     address: int

@@ -16,9 +16,8 @@ from weightlift.units import MIB, PAGE_BYTES, format_bytes, parse_bytes
 
 if TYPE_CHECKING:
     import enum
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
-    from weightlift.description import TensorInfo
 
 DEFAULT_HOST_MEMORY_BYTES: Final = 128 * MIB
 SMALLEST_HOST_MEMORY_BYTES: Final = 8 * MIB
@@ -152,7 +151,9 @@ def _checked_names(value: object) -> tuple[str, ...] | None:
     patterns = (value,) if isinstance(value, str) else tuple(value)  # type: ignore[arg-type]
     for pattern in patterns:
         if not isinstance(pattern, str):
-            raise OptionError(f"names holds {pattern!r}, which is not text", hint='write it like names=["model.layers.0.*"]')
+            raise OptionError(
+                f"names holds {pattern!r}, which is not text", hint='write it like names=["model.layers.0.*"]'
+            )
     return patterns
 
 

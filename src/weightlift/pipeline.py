@@ -18,8 +18,9 @@ from weightlift.failures import raise_failure
 from weightlift.host.memory import available_processors, headroom
 from weightlift.monitor import Monitor
 from weightlift.operations import ChunkReady, Engine, Event, Extent, ExtentDone, Failure
-from weightlift.plan import decide_cache, plan_extents, plan_pool
+from weightlift.plan import decide_cache, plan_extents
 from weightlift.shards import OpenShards
+from weightlift.staging import plan_pool
 from weightlift.types import CachePolicy, EngineName, Method
 from weightlift.units import format_bytes
 
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
     from weightlift.monitor import MonitorResult
     from weightlift.operations import Counters, ShardSource, SlotMemory
     from weightlift.options import LoadOptions
-    from weightlift.plan import CacheDecision, Pool
+    from weightlift.plan import CacheDecision
+    from weightlift.staging import Pool
     from weightlift.targets.base import Target
 
 _TICK_SECONDS: Final = 0.01
@@ -224,14 +226,14 @@ class Transfer:
                     left -= 1
                 elif isinstance(event, ChunkReady):
                     target.receive(event, self.tag(event.extent), engine.return_slot)
-            self.tick(target.host_bytes > 0)
+            self.tick(in_host_memory=target.host_bytes > 0)
         self._sample(in_host_memory=target.host_bytes > 0)
 
     def _fail(self, failure: Failure) -> None:
         extent = self._extents[failure.extent]
         raise_failure(failure, extent, self._description, self.shards)
 
-    def tick(self, in_host_memory: bool) -> None:
+    def tick(self, *, in_host_memory: bool) -> None:
         """What has to happen now and then while bytes move: tuning, sampling, progress."""
         engine = self._engine
         assert engine is not None

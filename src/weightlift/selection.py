@@ -38,7 +38,8 @@ def select_rows(description: Description, names: Sequence[str] | None) -> Sequen
         found = [row for row, name in enumerate(description.names) if matches(name)] if matches else []
         if not found:
             raise SelectionError(
-                f"no tensor matches {printable(pattern)!r} among {len(description)} tensors", hint=_nearest(description, pattern)
+                f"no tensor matches {printable(pattern)!r} among {len(description)} tensors",
+                hint=_nearest(description, pattern),
             )
         rows.update(found)
     return sorted(rows)

@@ -70,9 +70,7 @@ class TensorStream:
         self._by_extent: list[_Unit] = []
         self._ready: Iterator[tuple[str, Any]] = iter(())
         self._submitted_bytes = 0
-        self._transfer = Transfer(
-            description, shards_of(description, rows), options, destination_bytes=_WINDOW_BYTES
-        )
+        self._transfer = Transfer(description, shards_of(description, rows), options, destination_bytes=_WINDOW_BYTES)
         with self._transfer.aborting():
             self._transfer.begin_stream(sum(map(description.lengths.__getitem__, rows)))
         self._closed = False

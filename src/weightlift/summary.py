@@ -38,7 +38,9 @@ def file_reason(method: Method, facts: ShardFacts, use: ShardUse, *, keep: bool)
     if use.refused_bytes:
         name = errno.errorcode.get(use.refused_errno, str(use.refused_errno))
         why = f"{name}: {os.strerror(use.refused_errno)}" if use.refused_errno else "a short read"
-        return f"direct reads were refused on the way ({why}), so {use.refused_bytes:,} bytes went through the page cache"
+        return (
+            f"direct reads were refused on the way ({why}), so {use.refused_bytes:,} bytes went through the page cache"
+        )
     if method is not Method.AUTO:
         if method is Method.DIRECT and not facts.direct:
             return f"read through the page cache, because {facts.direct_reason}"
@@ -165,7 +167,7 @@ def summarise_mapped(
     return replace(
         base,
         engine=base.engine if owned else "none",
-        method_used=base.method_used | {"mmap": handed_out},
+        method_used={**base.method_used, "mmap": handed_out},
         reason=reason,
         bottleneck=base.bottleneck if owned else "none",
     )

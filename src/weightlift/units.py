@@ -62,12 +62,11 @@ def format_bytes(count: int) -> str:
     size = float(count)
     if abs(size) < KIB:
         return f"{count} B"
-    for unit in ("KiB", "MiB", "GiB"):
-        size /= KIB
+    unit = "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        size, unit = size / KIB, larger
         if abs(size) < 999.5:
             break
-    else:
-        size, unit = size / KIB, "TiB"
     digits = 2 if abs(size) < 9.995 else 1 if abs(size) < 99.95 else 0
     return f"{size:.{digits}f} {unit}"
 

@@ -174,7 +174,7 @@ class NativeEngine:
             entry.size, entry.mapping = shard.size_bytes, shard.mapping_address
             entry.fd, entry.direct_fd = shard.descriptor, shard.direct_descriptor
             entry.offset_alignment = shard.offset_alignment
-        self._engine = library.wl_new(table, len(shards), *slots, worker_room)
+        self._engine = library.wl_new(table, len(shards), slots.address, slots.slot_bytes, slots.count, worker_room)
         if not self._engine:
             raise EngineError("the native engine could not allocate its tables", hint="the machine is out of memory")
         self._events = (_Event * _EVENTS_PER_POLL)()
@@ -188,9 +188,9 @@ class NativeEngine:
             entry.flags = extent.fresh | extent.drop_behind << 1
             entry.resident = extent.resident
             if extent.copies:
-                numbers, first, count = extent.copies
-                entry.copies = numbers.buffer_info()[0] + first * COPY_FIELDS * numbers.itemsize
-                entry.copy_count = count
+                numbers = extent.copies.numbers
+                entry.copies = numbers.buffer_info()[0] + extent.copies.first * COPY_FIELDS * numbers.itemsize
+                entry.copy_count = extent.copies.count
         # The list keeps the copy tables alive, whose addresses the engine now has.
         self._extents.extend(extents)
         self._check(self._library.wl_submit(self._engine, table, len(extents)), "take extents")
@@ -221,9 +221,19 @@ class NativeEngine:
         """See :class:`~weightlift.operations.Engine`."""
         raw = _Counters()
         self._library.wl_read_counters(self._engine, ctypes.byref(raw))
-        seconds = [nanoseconds * _NANOSECONDS for nanoseconds in raw.nanoseconds]
+        storage, cache, populate, copy, slot_wait = (nanoseconds * _NANOSECONDS for nanoseconds in raw.nanoseconds)
         return Counters(
-            raw.claimed_bytes, raw.landed_bytes, raw.reads, raw.fallbacks, *seconds, raw.workers, raw.running
+            claimed_bytes=raw.claimed_bytes,
+            landed_bytes=raw.landed_bytes,
+            reads=raw.reads,
+            fallbacks=raw.fallbacks,
+            storage_seconds=storage,
+            cache_seconds=cache,
+            populate_seconds=populate,
+            copy_seconds=copy,
+            slot_wait_seconds=slot_wait,
+            workers=raw.workers,
+            running=raw.running,
         )
 
     def shard_use(self, shard: int) -> ShardUse:

@@ -7,59 +7,34 @@ lock, so nothing here relies on the interpreter lock for correctness. Reads go t
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import threading
 import time
-from bisect import bisect_right
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
+from weightlift.engines.moving import Chunk, Mover, Outcome
 from weightlift.engines.reader import Reader, SystemReader
 from weightlift.operations import (
-    COPY_FIELDS,
     Activity,
     ChunkReady,
     Counters,
     Event,
     Extent,
     ExtentDone,
-    Failure,
-    FailureKind,
     ReadPath,
     ShardSource,
     ShardUse,
     Sink,
     SlotMemory,
 )
-from weightlift.units import PAGE_BYTES, align_down, align_up
+from weightlift.units import PAGE_BYTES, align_down
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _DIRECT_REFUSED: Final = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EFAULT})
-
-
-class _Chunk(NamedTuple):
-    extent: Extent
-    index: int
-    slot: int
-    offset: int
-    length: int
-
-
-@dataclass(slots=True)
-class _Outcome:
-    """What one chunk's move did; mutable because it is filled in step by step by one worker."""
-
-    delta: int = 0
-    refused_bytes: int = 0
-    refused_errno: int = 0
-    storage_seconds: float = 0.0
-    cache_seconds: float = 0.0
-    copy_seconds: float = 0.0
-    failure: Failure | None = None
 
 
 @dataclass(slots=True)
@@ -81,18 +56,6 @@ class _Use:
     refused_errno: int = 0
 
 
-class _EndOfFile(Exception):
-    """The file ended at ``offset``; internal to the engine."""
-
-    def __init__(self, offset: int) -> None:
-        super().__init__(offset)
-        self.offset = offset
-
-
-def _memory(address: int, length: int) -> memoryview:
-    return memoryview((ctypes.c_ubyte * length).from_address(address)).cast("B")
-
-
 class PythonEngine:
     """An :class:`~weightlift.operations.Engine` made of Python threads.
 
@@ -108,9 +71,8 @@ class PythonEngine:
     def __init__(
         self, shards: Sequence[ShardSource], slots: SlotMemory, worker_room: int, reader: Reader | None = None
     ) -> None:
-        self._shards = tuple(shards)
         self._slots = slots
-        self._reader = reader or SystemReader()
+        self._mover = Mover(tuple(shards), slots, reader or SystemReader())
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)
         self._news = threading.Condition(self._lock)
@@ -202,8 +164,7 @@ class PythonEngine:
         now = time.monotonic()
         with self._lock:
             return [
-                Activity(shard, offset, length, now - since)
-                for shard, offset, length, since in self._activity.values()
+                Activity(shard, offset, length, now - since) for shard, offset, length, since in self._activity.values()
             ]
 
     def cancel(self) -> None:
@@ -228,7 +189,7 @@ class PythonEngine:
 
     # ---- claiming and telling, under the lock
 
-    def _claim(self) -> _Chunk | None:
+    def _claim(self) -> Chunk | None:
         if self._next_extent == len(self._extents):
             return None
         extent = self._extents[self._next_extent]
@@ -243,7 +204,7 @@ class PythonEngine:
             if self._next_extent < len(self._extents):
                 self._next_offset = self._extents[self._next_extent].offset
         self._totals.claimed_bytes += end - begin
-        return _Chunk(extent, index, self._free_slots.pop() if wants_slot else -1, begin, end - begin)
+        return Chunk(extent, index, self._free_slots.pop() if wants_slot else -1, begin, end - begin)
 
     def _chunk_end(self, extent: Extent, begin: int) -> int:
         end = begin + self._chunk_bytes
@@ -263,7 +224,7 @@ class PythonEngine:
         self._events.append(event)
         self._news.notify_all()
 
-    def _finish(self, chunk: _Chunk, outcome: _Outcome) -> None:
+    def _finish(self, chunk: Chunk, outcome: Outcome) -> None:
         totals, extent = self._totals, chunk.extent
         totals.reads += 1
         totals.storage_seconds += outcome.storage_seconds
@@ -303,12 +264,12 @@ class PythonEngine:
                     self._news.notify_all()
                     return
                 self._activity[index] = (chunk.extent.shard, chunk.offset, chunk.length, time.monotonic())
-            outcome = self._move(chunk)
+            outcome = self._mover.move(chunk)
             with self._lock:
                 del self._activity[index]
                 self._finish(chunk, outcome)
 
-    def _next_chunk(self, index: int) -> _Chunk | None:
+    def _next_chunk(self, index: int) -> Chunk | None:
         while not self._stopping:
             chunk = self._claim() if index < self._limit else None
             if chunk is not None:
@@ -319,105 +280,3 @@ class PythonEngine:
             if starved:
                 self._totals.slot_wait_seconds += time.monotonic() - start
         return None
-
-    # ---- one chunk, outside the lock
-
-    def _move(self, chunk: _Chunk) -> _Outcome:
-        extent, outcome = chunk.extent, _Outcome()
-        shard = self._shards[extent.shard]
-        if extent.sink is Sink.PLACE:
-            address = extent.address + chunk.offset - extent.offset
-        else:
-            outcome.delta = chunk.offset % shard.offset_alignment if extent.path is ReadPath.DIRECT else 0
-            address = self._slots.address + chunk.slot * self._slots.slot_bytes + outcome.delta
-        start = time.monotonic()
-        try:
-            self._read(shard, extent.path, address, chunk, outcome)
-        except _EndOfFile as end:
-            outcome.failure = Failure(chunk.index, FailureKind.END_OF_FILE, 0, end.offset, chunk.length)
-            return outcome
-        except OSError as err:
-            number = err.errno or errno.EIO
-            outcome.failure = Failure(chunk.index, FailureKind.READ, number, chunk.offset, chunk.length)
-            return outcome
-        read = time.monotonic()
-        if extent.resident:
-            outcome.cache_seconds = read - start
-        else:
-            outcome.storage_seconds = read - start
-        if extent.drop_behind:
-            self._drop(shard, chunk)
-        if extent.copies is not None:
-            self._copy_out(extent, chunk, address)
-            outcome.copy_seconds = time.monotonic() - read
-        return outcome
-
-    def _read(self, shard: ShardSource, path: ReadPath, address: int, chunk: _Chunk, outcome: _Outcome) -> None:
-        if path is ReadPath.DIRECT:
-            self._read_direct(shard, address, chunk, outcome)
-        elif path is ReadPath.MAPPED:
-            if chunk.offset + chunk.length > shard.size_bytes:
-                raise _EndOfFile(shard.size_bytes)
-            ctypes.memmove(address, shard.mapping_address + chunk.offset, chunk.length)
-        else:
-            self._read_cached(shard, path, _memory(address, chunk.length), chunk.offset)
-
-    def _read_cached(self, shard: ShardSource, path: ReadPath, buffer: memoryview, offset: int) -> None:
-        """The one place where short reads of the page cache are retried (PEP 475 retries EINTR)."""
-        done = 0
-        while done < len(buffer):
-            got = self._reader.read_into(shard, path, buffer[done:], offset + done)
-            if got == 0:
-                raise _EndOfFile(offset + done)
-            done += got
-
-    def _read_direct(self, shard: ShardSource, address: int, chunk: _Chunk, outcome: _Outcome) -> None:
-        alignment = shard.offset_alignment
-        wanted_end = chunk.offset + chunk.length
-        begin, end = align_down(chunk.offset, alignment), align_up(wanted_end, alignment)
-        blocks = _memory(address - (chunk.offset - begin), end - begin)
-        done = begin
-        while done < wanted_end:
-            try:
-                got = self._reader.read_into(shard, ReadPath.DIRECT, blocks[done - begin :], done)
-            except OSError as err:
-                if err.errno not in _DIRECT_REFUSED:
-                    raise
-                outcome.refused_errno = err.errno
-            else:
-                if got == 0:
-                    raise _EndOfFile(done)
-                done += got
-                if done >= wanted_end or done % alignment == 0:
-                    continue
-            # Refused, or stopped at a position that no further direct read may start at.
-            rest = max(done, chunk.offset)
-            outcome.refused_bytes = wanted_end - rest
-            self._read_cached(shard, ReadPath.BUFFERED, blocks[rest - begin : wanted_end - begin], rest)
-            return
-
-    @staticmethod
-    def _drop(shard: ShardSource, chunk: _Chunk) -> None:
-        import os
-
-        if hasattr(os, "posix_fadvise"):
-            first = align_down(chunk.offset, PAGE_BYTES)
-            length = chunk.offset + chunk.length - first
-            os.posix_fadvise(shard.descriptor, first, length, os.POSIX_FADV_DONTNEED)
-
-    @staticmethod
-    def _copy_out(extent: Extent, chunk: _Chunk, address: int) -> None:
-        assert extent.copies is not None
-        numbers, first, count = extent.copies
-        entries = range(first, first + count)
-        chunk_end = chunk.offset + chunk.length
-
-        def end_of(entry: int) -> int:
-            return numbers[entry * COPY_FIELDS] + numbers[entry * COPY_FIELDS + 1]
-
-        for entry in entries[bisect_right(entries, chunk.offset, key=end_of) :]:
-            offset, length, destination = numbers[entry * COPY_FIELDS : entry * COPY_FIELDS + COPY_FIELDS]
-            if offset >= chunk_end:
-                break
-            start, stop = max(offset, chunk.offset), min(offset + length, chunk_end)
-            ctypes.memmove(destination + start - offset, address + start - chunk.offset, stop - start)

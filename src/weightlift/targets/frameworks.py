@@ -17,9 +17,7 @@ from weightlift.types import Framework
 if TYPE_CHECKING:
     from weightlift.dtypes import DType
 
-FLOATING = frozenset(
-    ("F16", "BF16", "F32", "F64", "F8_E5M2", "F8_E4M3", "F8_E5M2FNUZ", "F8_E4M3FNUZ", "F8_E8M0")
-)
+FLOATING = frozenset(("F16", "BF16", "F32", "F64", "F8_E5M2", "F8_E4M3", "F8_E5M2FNUZ", "F8_E4M3FNUZ", "F8_E8M0"))
 """Types that ``dtype=`` converts; integers, booleans and packed types stay as they are stored."""
 
 
@@ -138,7 +136,8 @@ class TorchMaker:
         found = getattr(self._torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
         if not isinstance(found, self._torch.dtype):
             raise OptionError(
-                f"dtype={printable(str(dtype))!r} is not a torch data type", hint='for example torch.float16 or "float16"'
+                f"dtype={printable(str(dtype))!r} is not a torch data type",
+                hint='for example torch.float16 or "float16"',
             )
         return found
 
@@ -208,4 +207,3 @@ def _ml_dtype(name: str) -> Any:
             f"numpy has no data type {name} of its own and ml_dtypes is not installed",
             hint="pip install 'weightlift[numpy]'",
         ) from err
-

@@ -78,7 +78,10 @@ class HostTarget:
         region, layout = self._region, self._layout
         assert region is not None
         for index, row in enumerate(layout.rows):
-            yield self._description.names[row], slot_buffer(region.address + layout.places[index], self._description.lengths[row])
+            yield (
+                self._description.names[row],
+                slot_buffer(region.address + layout.places[index], self._description.lengths[row]),
+            )
 
     def finish(self) -> Iterator[tuple[str, Any]]:
         """See :class:`~weightlift.targets.base.Target`."""
@@ -162,7 +165,9 @@ class ConvertingTarget:
         """See :class:`~weightlift.targets.base.Target`."""
         description = self._description
         for row in self._changed:
-            tensor = self._maker.empty(self._type_of(row), stored_shape(description.dtype(row), description.shape(row)), self.device)
+            tensor = self._maker.empty(
+                self._type_of(row), stored_shape(description.dtype(row), description.shape(row)), self.device
+            )
             self._tensors[row] = tensor
             self._flat[row] = tensor.reshape(-1)
         plain = list(self._plain.prepare()) if self._kept else []

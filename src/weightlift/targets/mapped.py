@@ -1,8 +1,8 @@
 """Tensors that are views of mapped files: lazy, shared with every process that maps them, and following the file.
 
 This is the one exception to ownership. A mapping handed out is private copy-on-write, so that in-place edits work and
-reach nobody else; with ``readonly`` it is shared and read-only. Tensors that the file holds at addresses wrong for their
-data type are left to another target.
+reach nobody else; with ``readonly`` it is shared and read-only. Tensors that the file holds at addresses wrong for
+their data type are left to another target.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ def mappable_rows(description: Description, rows: Sequence[int]) -> list[int]:
     return [row for row in rows if description.offsets[row] % alignments[description.dtype_codes[row]] == 0]
 
 
-def map_shards(description: Description, used: Sequence[int], descriptors: Mapping[int, int], *, readonly: bool) -> dict[int, mmap.mmap]:
+def map_shards(
+    description: Description, used: Sequence[int], descriptors: Mapping[int, int], *, readonly: bool
+) -> dict[int, mmap.mmap]:
     """Map shards for handing out.
 
     Args:

@@ -61,7 +61,7 @@ class ModuleTarget:
         expected = stored_shape(self._description.dtype(row), shape)
         if tuple(tensor.shape) != expected:
             raise StateMismatchError(
-                f"{printable(name)} has shape {list(expected)} in the checkpoint and {list(tensor.shape)} in the module",
+                f"{printable(name)} has shape {list(expected)} in the checkpoint, {list(tensor.shape)} in the module",
                 hint="the checkpoint belongs to a model of another size or architecture",
                 tensor=name,
             )
