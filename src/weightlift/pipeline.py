@@ -125,7 +125,7 @@ class Transfer:
     def _start(self, target: Target) -> None:
         extents = self._extents_of(target)
         self._total_bytes = sum(extent.length for extent in extents)
-        self.pool = self._plan_pool(extents, staged=False)
+        self.pool = self._plan_pool(extents, open_ended=False)
         self._begin()
         self._add(extents)
 
@@ -143,7 +143,7 @@ class Transfer:
         self._engine.submit(extents)
         self._extents.extend(extents)
 
-    def _plan_pool(self, extents: Sequence[Extent], *, staged: bool) -> Pool:
+    def _plan_pool(self, extents: Sequence[Extent], *, open_ended: bool) -> Pool:
         options = self._options
         return plan_pool(
             extents,
@@ -151,7 +151,7 @@ class Transfer:
             processors=available_processors(),
             workers=options.workers,
             chunk_bytes=options.chunk_bytes,
-            staged=staged,
+            open_ended=open_ended,
         )
 
     # ---- for streams, which submit one target after the other
@@ -159,7 +159,7 @@ class Transfer:
     def begin_stream(self, total_bytes: int) -> None:
         """Start an engine with nothing to do yet; targets follow by :meth:`submit`."""
         self._total_bytes = total_bytes
-        self.pool = self._plan_pool((), staged=True)
+        self.pool = self._plan_pool((), open_ended=True)
         self._begin()
 
     def submit(self, target: Target) -> list[Extent]:

@@ -19,7 +19,7 @@ from weightlift.errors import AccessError, CheckpointNotFoundError, FileChangedE
 from weightlift.host import storage
 from weightlift.operations import ShardSource
 from weightlift.plan import GRANULE_BYTES, ShardFacts
-from weightlift.units import PAGE_BYTES, align_down
+from weightlift.units import PAGE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,8 +54,9 @@ class OpenShards:
         self.facts: list[ShardFacts] = []
         self.mappings: dict[int, mmap.mmap] = {}
         try:
+            wanted = frozenset(self._used)
             for index, shard in enumerate(description.shards):
-                if index in set(self._used):
+                if index in wanted:
                     self._open(index, shard, want_direct=want_direct, want_mapping=want_mapping)
                 else:
                     self.sources.append(ShardSource(-1, -1, shard.identity.size_bytes, PAGE_BYTES))
@@ -222,5 +223,4 @@ def _check_identity(shard: Shard, descriptor: int, when: str) -> None:
         f"{shard.path}: the file was {what} {when} ({known.size_bytes:,} bytes then, {found.size_bytes:,} now)",
         hint="wait until whatever writes it has finished, then open the checkpoint again",
         path=shard.path,
-        offset=align_down(found.size_bytes, PAGE_BYTES),
     )

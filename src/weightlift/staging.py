@@ -7,7 +7,7 @@ tensors of any size.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from weightlift.errors import BudgetError
 from weightlift.operations import Extent, ReadPath, Sink
@@ -51,6 +51,12 @@ class Pool:
     terms: tuple[BudgetTerm, ...]
 
 
+class _Concurrency(NamedTuple):
+    workers: int
+    chunk_bytes: int
+    workers_max: int
+
+
 def plan_pool(
     extents: Sequence[Extent],
     *,
@@ -58,7 +64,7 @@ def plan_pool(
     processors: int,
     workers: int | None,
     chunk_bytes: int | None,
-    staged: bool = False,
+    open_ended: bool = False,
 ) -> Pool:
     """Size the staging pool and choose where concurrency starts.
 
@@ -68,55 +74,69 @@ def plan_pool(
         processors: how many processors this process may use.
         workers: the caller's fixed number of workers, if any.
         chunk_bytes: the caller's fixed chunk size, if any.
-        staged: more extents will follow that may need slots.
+        open_ended: more extents will follow, and any of them may need slots.
 
     Raises:
         BudgetError: fixed workers and chunks do not fit the budget.
     """
-    more_follow = staged
-    staged = staged or any(extent.sink is not Sink.PLACE for extent in extents)
-    total = sum(extent.length for extent in extents)
-    start_workers, start_chunk = _start(extents, processors, staged=staged)
+    staged = open_ended or any(extent.sink is not Sink.PLACE for extent in extents)
+    start = _start(extents, processors, staged=staged)
     if not staged:
-        room = workers or _WORKERS_MAX
-        terms = (_stacks(room),)
+        room = workers or start.workers_max
         return Pool(
             slot_count=0,
             slot_bytes=0,
             worker_room=room,
-            workers=min(workers or start_workers, room),
-            chunk_bytes=chunk_bytes or start_chunk,
+            workers=workers or start.workers,
+            chunk_bytes=chunk_bytes or start.chunk_bytes,
             chunk_bytes_max=chunk_bytes or _CHUNK_BYTES_MAX,
-            terms=terms,
+            terms=(_stacks(room),),
         )
     slot_chunk = chunk_bytes or _slot_chunk(budget_bytes, workers)
-    slot_bytes = slot_chunk + ALIGNMENT_SLACK_BYTES
-    fitting = (budget_bytes - _stacks(workers or 1).nbytes) // (slot_bytes + (0 if workers else _STACK_BYTES))
-    needed = _WORKERS_MAX if more_follow else max(1, -(-total // slot_chunk))
-    room = workers or max(1, min(_WORKERS_MAX, fitting, needed))
-    slots = min(max(room, _SLOTS_MIN), fitting, max(needed, room))
-    if slots < min(room, needed):
-        smallest = room * slot_bytes + _stacks(room).nbytes
-        raise BudgetError(
-            f"{room} workers with chunks of {format_bytes(slot_chunk)} need {format_bytes(smallest)} for staging, "
-            f"and host_memory is {format_bytes(budget_bytes)}",
-            hint=f"set host_memory to at least {smallest}, or fewer workers or smaller chunks",
-            smallest_bytes=smallest,
-        )
+    total = sum(extent.length for extent in extents)
+    chunks = _WORKERS_MAX if open_ended else max(1, -(-total // slot_chunk))
+    slots, room = _slots_and_workers(
+        budget_bytes, slot_chunk + ALIGNMENT_SLACK_BYTES, chunks, start.workers_max, fixed_workers=workers
+    )
     slots_term = BudgetTerm(
         name="staging slots",
-        nbytes=slots * slot_bytes,
+        nbytes=slots * (slot_chunk + ALIGNMENT_SLACK_BYTES),
         reason=f"{slots} slots of {format_bytes(slot_chunk)}, each with {ALIGNMENT_SLACK_BYTES} bytes for alignment",
     )
     return Pool(
         slot_count=slots,
-        slot_bytes=slot_bytes,
+        slot_bytes=slot_chunk + ALIGNMENT_SLACK_BYTES,
         worker_room=room,
-        workers=min(workers or start_workers, room),
-        chunk_bytes=min(chunk_bytes or start_chunk, slot_chunk),
+        workers=min(workers or start.workers, room),
+        chunk_bytes=min(chunk_bytes or start.chunk_bytes, slot_chunk),
         chunk_bytes_max=slot_chunk,
         terms=(slots_term, _stacks(room)),
     )
+
+
+def _slots_and_workers(
+    budget_bytes: int, slot_bytes: int, chunks: int, workers_max: int, *, fixed_workers: int | None
+) -> tuple[int, int]:
+    """How many slots and workers fit the budget; no more of either than there are chunks.
+
+    Raises:
+        BudgetError: the fixed number of workers would not have a slot each.
+    """
+    if fixed_workers is None:
+        fitting = budget_bytes // (slot_bytes + _STACK_BYTES)
+        room = max(1, min(workers_max, fitting, chunks))
+    else:
+        fitting = (budget_bytes - _stacks(fixed_workers).nbytes) // slot_bytes
+        room = fixed_workers
+    if fitting < min(room, chunks):
+        smallest = min(room, chunks) * slot_bytes + _stacks(room).nbytes
+        raise BudgetError(
+            f"{room} workers with slots of {format_bytes(slot_bytes)} need {format_bytes(smallest)} for staging, "
+            f"and host_memory is {format_bytes(budget_bytes)}",
+            hint=f"set host_memory to at least {smallest}, or fewer workers or smaller chunks",
+            smallest_bytes=smallest,
+        )
+    return min(max(room, _SLOTS_MIN), fitting, chunks), room
 
 
 def _stacks(workers: int) -> BudgetTerm:
@@ -127,17 +147,19 @@ def _stacks(workers: int) -> BudgetTerm:
 
 def _slot_chunk(budget_bytes: int, workers: int | None) -> int:
     slots = max(_SLOTS_MIN, workers or 0)
-    share = (budget_bytes - _stacks(max(slots, workers or 0)).nbytes) // slots - ALIGNMENT_SLACK_BYTES
+    share = (budget_bytes - _stacks(slots).nbytes) // slots - ALIGNMENT_SLACK_BYTES
     return max(_SLOT_CHUNK_BYTES_MIN, min(_SLOT_CHUNK_BYTES, align_down(share, PAGE_BYTES)))
 
 
-def _start(extents: Sequence[Extent], processors: int, *, staged: bool) -> tuple[int, int]:
-    """Workers and chunk size to begin with; the tuner goes on from there."""
+def _start(extents: Sequence[Extent], processors: int, *, staged: bool) -> _Concurrency:
+    """Where concurrency starts and ends; the tuner finds its way in between."""
     cached = sum(extent.length for extent in extents if extent.resident)
-    if 2 * cached >= sum(extent.length for extent in extents):
-        # Copying out of the cache is processor work; staged chunks that fit a second-level cache are copied faster.
-        return max(1, min(processors, 16)), (512 * KIB if staged else 4 * MIB)
-    direct = any(extent.path is ReadPath.DIRECT for extent in extents)
-    if direct:
-        return max(2, min(processors, 4)), 4 * MIB
-    return max(2, min(processors, 4)), (1 * MIB if staged else 2 * MIB)
+    if extents and 2 * cached >= sum(extent.length for extent in extents):
+        # Copying out of the cache is processor work: more workers than processors only take turns. Staged chunks that
+        # fit a second-level cache are copied faster.
+        copying = max(1, min(processors, 16))
+        return _Concurrency(copying, 512 * KIB if staged else 4 * MIB, max(copying, min(processors, _WORKERS_MAX)))
+    reading = max(2, min(processors, 4))
+    if any(extent.path is ReadPath.DIRECT for extent in extents):
+        return _Concurrency(reading, 4 * MIB, _WORKERS_MAX)
+    return _Concurrency(reading, 1 * MIB if staged else 2 * MIB, _WORKERS_MAX)

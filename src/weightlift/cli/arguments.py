@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     """Add what every command that opens a checkpoint takes."""
+    parser.usage = "%(prog)s [options] PATH"
     parser.add_argument("path", metavar="PATH", help="a file, a folder of shards, an index file, or a cached model")
     parser.add_argument(
         "--names",

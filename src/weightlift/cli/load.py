@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import sys
 from typing import TYPE_CHECKING, Any, Final
@@ -12,7 +13,6 @@ from weightlift.cli.outcome import ExitCode, write_json
 from weightlift.types import CachePolicy, EngineName, Framework, Method
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
@@ -75,8 +75,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_talk(parser: argparse.ArgumentParser) -> None:
-    import argparse
-
     parser.add_argument(
         "--progress",
         action=argparse.BooleanOptionalAction,

@@ -341,7 +341,8 @@ static int claim(wl_engine *engine, chunk *c) {
 
 static void release_slot(wl_engine *engine, uint32_t slot) {
     engine->free_slots[engine->free_count++] = slot;
-    pthread_cond_signal(&engine->work);
+    /* All, since a signal could go to a thread above the limit, which would go on sleeping. */
+    pthread_cond_broadcast(&engine->work);
 }
 
 static void fail(wl_engine *engine, const chunk *c, outcome result) {

@@ -121,11 +121,19 @@ class Mover:
         else:
             self._read_cached(shard, path, _memory(address, chunk.length), chunk.offset)
 
+    def _ask(self, shard: ShardSource, path: ReadPath, buffer: memoryview, offset: int) -> int:
+        """The one place where EINTR is retried: the system reader never shows it (PEP 475), others may."""
+        while True:
+            try:
+                return self._reader.read_into(shard, path, buffer, offset)
+            except InterruptedError:
+                continue
+
     def _read_cached(self, shard: ShardSource, path: ReadPath, buffer: memoryview, offset: int) -> None:
-        """The one place where short reads of the page cache are retried (PEP 475 retries EINTR)."""
+        """The one place where short reads of the page cache are retried."""
         done = 0
         while done < len(buffer):
-            got = self._reader.read_into(shard, path, buffer[done:], offset + done)
+            got = self._ask(shard, path, buffer[done:], offset + done)
             if got == 0:
                 raise _EndOfFileError(offset + done)
             done += got
@@ -138,7 +146,7 @@ class Mover:
         done = begin
         while done < wanted_end:
             try:
-                got = self._reader.read_into(shard, ReadPath.DIRECT, blocks[done - begin :], done)
+                got = self._ask(shard, ReadPath.DIRECT, blocks[done - begin :], done)
             except OSError as err:
                 if err.errno not in _DIRECT_REFUSED:
                     raise

@@ -218,7 +218,8 @@ class PythonEngine:
 
     def _release_slot(self, slot: int) -> None:
         self._free_slots.append(slot)
-        self._work.notify()
+        # All, since a notice could go to a worker above the limit, which would go on sleeping.
+        self._work.notify_all()
 
     def _tell(self, event: Event) -> None:
         self._events.append(event)

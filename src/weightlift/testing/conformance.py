@@ -19,19 +19,30 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from weightlift.buffers import SlotPool
+from weightlift.formats import describe
 from weightlift.host import storage
 from weightlift.operations import ChunkReady, Engine, Extent, ExtentDone, Failure, FailureKind, ReadPath, Sink
+from weightlift.pipeline import make_engine
+from weightlift.plan import plan_extents
+from weightlift.shards import OpenShards
+from weightlift.staging import plan_pool
 from weightlift.testing.bench import FILE_BYTES, Bench, Landing, threads_now
+from weightlift.testing.factory import tensor_bytes, write_checkpoint
+from weightlift.testing.shapes import TensorSpec, every_dtype_specs
+from weightlift.types import EngineName, Method
 from weightlift.units import KIB, MIB, PAGE_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from weightlift.description import Description
     from weightlift.operations import Event, ShardSource, SlotMemory
     from weightlift.plan import Wanted
+    from weightlift.targets.base import Target
 
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 20.0
 """How long a test waits for something that has to happen; nothing is judged by it but a hang."""
 
 _RANGES = (
