@@ -1,0 +1,122 @@
+"""The record of where and how figures were taken: hardware, kernel, memory, versions, command line.
+
+Also brings the machine's memory into the state in which it can be measured at all: in a virtual machine the first
+touch of memory that the host does not back at that moment costs forty times an ordinary page fault.
+"""
+
+from __future__ import annotations
+
+import datetime
+import mmap
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+WARMED_FRACTION = 0.8
+MADV_POPULATE_WRITE = 23
+PACKAGES = ("weightlift", "numpy", "torch", "safetensors", "msgspec", "xxhash", "ml_dtypes")
+
+
+def record(folder: Path) -> dict[str, Any]:
+    """Everything a reader needs to judge the figures; unknown values are ``None``."""
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "git": _git_state(),
+        "processor": _field("/proc/cpuinfo", "model name"),
+        "logical_processors": os.cpu_count(),
+        "usable_processors": len(os.sched_getaffinity(0)),
+        "load_average_at_start": os.getloadavg(),
+        "memory_bytes": _memory("MemTotal"),
+        "memory_available_bytes": _memory("MemAvailable"),
+        "swap_bytes": _memory("SwapTotal"),
+        "kernel": platform.release(),
+        "hypervisor": "hypervisor" in (_field("/proc/cpuinfo", "flags") or "").split(),
+        "transparent_hugepages": _text("/sys/kernel/mm/transparent_hugepage/enabled"),
+        "transparent_hugepages_defrag": _text("/sys/kernel/mm/transparent_hugepage/defrag"),
+        "free_page_reporting": Path("/sys/module/page_reporting").exists(),
+        "proactive_reclaim": _text("/sys/kernel/mm/damon/admin/kdamonds/0/state"),
+        "dirty_ratio": _text("/proc/sys/vm/dirty_ratio"),
+        "storage": storage(folder),
+        "python": sys.version.split()[0],
+        "packages": {name: _version(name) for name in PACKAGES},
+        "compiler": _command("cc", "--version").partition("\n")[0] or None,
+    }
+
+
+def storage(folder: Path) -> dict[str, str | None]:
+    """The file system that holds ``folder``, and what a loop device under it is backed by."""
+    fields = _command("findmnt", "-no", "SOURCE,FSTYPE,OPTIONS", "--target", str(folder)).split()
+    source, kind, options = (fields + [None] * 3)[:3]
+    backing = _text(f"/sys/block/{Path(source).name}/loop/backing_file") if source else None
+    below = _command("findmnt", "-no", "FSTYPE", "--target", backing).strip() if backing else None
+    return {"device": source, "file_system": kind, "options": options, "loop_over": below}
+
+
+def warm_memory(size: int) -> float:
+    """Touch ``size`` bytes of memory that was free and free them again; returns the seconds that took.
+
+    A virtual machine's host takes free memory away again within seconds ("free page reporting"), and the first touch
+    afterwards runs at half a gigabyte per second. So this is done right before each measurement, with as much memory
+    as it will need, and never once for all.
+    """
+    size = min(size, int((_memory("MemAvailable") or size) * WARMED_FRACTION))
+    start = time.perf_counter()
+    with mmap.mmap(-1, max(size, mmap.PAGESIZE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        memory.madvise(mmap.MADV_HUGEPAGE)
+        memory.madvise(MADV_POPULATE_WRITE)
+    return time.perf_counter() - start
+
+
+def python_packages(python: str) -> dict[str, str]:
+    """Name and version of every package that another interpreter has."""
+    lines = _command(python, "-m", "pip", "list", "--format=freeze", "--disable-pip-version-check").split()
+    return dict(line.split("==", 1) for line in lines if "==" in line)
+
+
+def _git_state() -> dict[str, Any]:
+    root = Path(__file__).resolve().parent
+    commit = _command("git", "-C", str(root), "rev-parse", "HEAD").strip()
+    return {
+        "commit": commit or None,
+        "changed_files": len(_command("git", "-C", str(root), "status", "--porcelain").splitlines()),
+    }
+
+
+def _command(*words: str) -> str:
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def _text(path: str) -> str | None:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return None
+
+
+def _field(path: str, name: str) -> str | None:
+    for line in (_text(path) or "").splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == name:
+            return value.strip()
+    return None
+
+
+def _memory(name: str) -> int | None:
+    value = _field("/proc/meminfo", name)
+    return int(value.split()[0]) * 1024 if value else None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
