@@ -92,6 +92,8 @@ class Transfer:
             destination_bytes=destination_bytes,
             available_bytes=available.available_bytes if available else None,
         )
+        if not self.cache.keep:
+            self.shards.probe_uncached()
         self._lap("open", self.started)
 
     def _lap(self, phase: str, since: float) -> float:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Self
 
 from weightlift.description import FileIdentity
 from weightlift.errors import AccessError, CheckpointNotFoundError, FileChangedError, ReadError, TruncatedFileError
-from weightlift.host import storage
+from weightlift.host import kernel, storage
 from weightlift.operations import ShardSource
 from weightlift.plan import GRANULE_BYTES, ShardFacts
 from weightlift.units import PAGE_BYTES
@@ -68,13 +68,11 @@ class OpenShards:
     def _open(self, index: int, shard: Shard, *, want_direct: bool, want_mapping: bool) -> None:
         size = shard.identity.size_bytes
         descriptor = _open_file(shard.path, os.O_RDONLY)
-        self._stack.callback(os.close, descriptor)
+        self._stack.callback(kernel.close_quickly, descriptor)
         _check_identity(shard, descriptor, "since its header was read")
-        access = storage.probe_direct(shard.path) if want_direct else None
-        direct_descriptor = -1
-        if access is not None and access.supported:
-            direct_descriptor = _open_file(shard.path, os.O_RDONLY | os.O_DIRECT)
-            self._stack.callback(os.close, direct_descriptor)
+        access, direct_descriptor = storage.open_direct(shard.path) if want_direct else (None, -1)
+        if direct_descriptor >= 0:
+            self._stack.callback(kernel.close_quickly, direct_descriptor)
         residency = storage.residency_map(descriptor, size, GRANULE_BYTES)
         if residency is not None:
             # Recorded now, since read-ahead of the load itself would make neighbours look as if they had been cached.
@@ -100,10 +98,16 @@ class OpenShards:
                 size,
                 direct_descriptor >= 0,
                 access.reason if access else "direct reads were not asked for",
-                storage.probe_dontcache(descriptor),
+                False,
                 residency,
             )
         )
+
+    def probe_uncached(self) -> None:
+        """Find out which shards take uncached buffered reads; until asked, none is known to."""
+        for index in self._used:
+            answer = storage.probe_dontcache(self.sources[index].descriptor)
+            self.facts[index] = self.facts[index]._replace(dontcache=answer)
 
     def __enter__(self) -> Self:
         return self

@@ -167,7 +167,7 @@ def summarise_mapped(
     return replace(
         base,
         engine=base.engine if owned else "none",
-        method_used={**base.method_used, "mmap": handed_out},
+        method_used={**base.method_used, "mmap": base.method_used["mmap"] + handed_out},
         reason=reason,
         bottleneck=base.bottleneck if owned else "none",
     )

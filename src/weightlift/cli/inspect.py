@@ -34,7 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--limit",
         metavar="N",
         type=_count,
-        help=f"list at most N tensors, files and metadata entries; 0 for all (default: {TENSORS_SHOWN}; with --json all)",
+        help=f"most tensors, files and metadata entries shown; 0 for all (default: {TENSORS_SHOWN}; all with --json)",
     )
 
 

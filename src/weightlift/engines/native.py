@@ -11,7 +11,7 @@ import functools
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from weightlift.errors import EngineError, UnsupportedError
 from weightlift.operations import (
@@ -103,6 +103,10 @@ class _Activity(ctypes.Structure):
     )
 
 
+_WAITING: Final = frozenset(("wl_poll", "wl_join"))
+"""Functions that wait, and so release the interpreter lock. All others return at once and keep it: getting it back from
+a busy Python thread takes a whole switch interval, several times over for every chunk."""
+
 _SIGNATURES: Final[dict[str, tuple[object, tuple[object, ...]]]] = {
     "wl_abi": (ctypes.c_uint32, ()),
     "wl_new": (
@@ -129,17 +133,29 @@ def library_path() -> Path:
     return Path(named) if named else Path(__file__).with_name(f"libweightlift_engine{suffix}")
 
 
+class Library:
+    """The functions of the compiled engine, as attributes."""
+
+    def __init__(self, path: Path) -> None:
+        waiting, quick = ctypes.CDLL(str(path)), ctypes.PyDLL(str(path))
+        for name, (result, arguments) in _SIGNATURES.items():
+            function = getattr(waiting if name in _WAITING else quick, name)
+            function.restype, function.argtypes = result, arguments
+            setattr(self, name, function)
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
+
+
 @functools.cache
-def native_library() -> ctypes.CDLL | str:
+def native_library() -> Library | str:
     """The compiled engine, or a sentence that says why there is none."""
     path = library_path()
     if not path.exists():
         return f"the native engine was not built ({path.name} is not there)"
     try:
-        library = ctypes.CDLL(str(path))
-        for name, (result, arguments) in _SIGNATURES.items():
-            function = getattr(library, name)
-            function.restype, function.argtypes = result, arguments
+        library = Library(path)
     except (OSError, AttributeError) as err:
         return f"the native engine could not be loaded: {err}"
     found = library.wl_abi()

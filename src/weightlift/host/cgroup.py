@@ -10,6 +10,8 @@ import posixpath
 from dataclasses import dataclass
 from pathlib import Path
 
+from weightlift.host import kernel
+
 
 @dataclass(frozen=True, slots=True)
 class CgroupLevel:
@@ -42,10 +44,8 @@ class CgroupLevel:
 
 def read_text(path: Path) -> str | None:
     """A small file of ``/proc`` or ``/sys`` without surrounding white space; ``None`` if it cannot be read."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return None
+    contents = kernel.read_small(path)
+    return None if contents is None else contents.decode("utf-8", errors="replace").strip()
 
 
 def cgroup_levels(controller: str, root: Path = Path("/")) -> list[CgroupLevel]:

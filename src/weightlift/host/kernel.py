@@ -36,6 +36,8 @@ _STATX_BYTES: Final = 256
 _STATX_MEMORY_ALIGNMENT_AT: Final = 152
 _STATX_OFFSET_ALIGNMENT_AT: Final = 156
 
+_QUICK_RANGE_BYTES: Final = 64 << 20
+_SMALL_FILE_BYTES: Final = 64 << 10
 _MAP_FAILED: Final = ctypes.c_void_p(-1).value
 
 
@@ -50,11 +52,16 @@ class CacheStat(NamedTuple):
 
 
 @functools.cache
-def _libc() -> ctypes.CDLL | None:
-    """The C library of this process with the signatures used here, or ``None`` where it is not Linux's."""
-    if sys.platform != "linux":
+def _libc(*, held: bool = False) -> ctypes.CDLL | None:
+    """The C library of this process with the signatures used here, or ``None`` where it is not Linux's.
+
+    Args:
+        held: keep the interpreter lock during calls. For calls that return at once: releasing the lock costs a whole
+            switch interval (5 ms) to get it back from a busy thread, which is far more than such a call takes.
+    """
+    if sys.platform != "linux" or os.uname().machine.startswith(_OWN_NUMBERING):
         return None
-    libc = ctypes.CDLL(None, use_errno=True)
+    libc = ctypes.PyDLL(None, use_errno=True) if held else ctypes.CDLL(None, use_errno=True)
     libc.syscall.restype = ctypes.c_long
     libc.syscall.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_long]
     # The 64-bit variants exist in glibc under their own names; elsewhere off_t is 64 bits wide anyway.
@@ -70,6 +77,10 @@ def _libc() -> ctypes.CDLL | None:
     ]
     libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
     libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
+    libc.open.argtypes = [ctypes.c_char_p, ctypes.c_int]
+    libc.read.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
+    libc.read.restype = ctypes.c_ssize_t
+    libc.close.argtypes = [ctypes.c_int]
     return libc
 
 
@@ -92,8 +103,8 @@ def cachestat(fd: int, offset: int, length: int) -> CacheStat | None:
     Raises:
         OSError: ``EPERM`` for a file that the user neither owns nor may write, ``EOPNOTSUPP`` on hugetlbfs.
     """
-    libc = _libc()
-    if libc is None or os.uname().machine.startswith(_OWN_NUMBERING):
+    libc = _libc(held=0 < length <= _QUICK_RANGE_BYTES)
+    if libc is None:
         return None
     file_range = (ctypes.c_uint64 * 2)(offset, length)
     counts = (ctypes.c_uint64 * 5)()
@@ -114,7 +125,7 @@ def statx_direct_alignment(fd: int) -> tuple[int, int] | None:
     Raises:
         OSError: the file cannot be asked.
     """
-    libc = _libc()
+    libc = _libc(held=True)
     statx = getattr(libc, "statx", None)
     if statx is None:
         return None
@@ -182,3 +193,37 @@ def advise_dont_need(fd: int, offset: int, length: int) -> None:
     """
     if sys.platform == "linux":
         os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
+
+
+def read_small(path: str | os.PathLike[str]) -> bytes | None:
+    """A small file of ``/proc`` or ``/sys``, whose reads never wait; ``None`` if it cannot be read.
+
+    The interpreter lock is held, see :func:`_libc`.
+    """
+    libc = _libc(held=True)
+    if libc is None:
+        try:
+            with open(path, "rb") as file:
+                return file.read()
+        except OSError:
+            return None
+    fd = libc.open(os.fsencode(path), os.O_RDONLY | os.O_CLOEXEC)
+    if fd < 0:
+        return None
+    try:
+        parts: list[bytes] = []
+        buffer = ctypes.create_string_buffer(_SMALL_FILE_BYTES)
+        while (count := libc.read(fd, buffer, _SMALL_FILE_BYTES)) > 0:
+            parts.append(buffer.raw[:count])
+        return None if count < 0 else b"".join(parts)
+    finally:
+        libc.close(fd)
+
+
+def close_quickly(fd: int) -> None:
+    """Close a descriptor that was only read from, holding the interpreter lock, see :func:`_libc`."""
+    libc = _libc(held=True)
+    if libc is None:
+        os.close(fd)
+    else:
+        libc.close(fd)

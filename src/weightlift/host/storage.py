@@ -57,13 +57,21 @@ def _named(err: OSError) -> str:
 
 
 def probe_direct(path: str | os.PathLike[str]) -> DirectAccess:
-    """Find out by a trial read whether a file takes direct reads.
+    """Find out by a trial read whether a file takes direct reads; see :func:`open_direct`."""
+    access, fd = open_direct(path)
+    if fd >= 0:
+        os.close(fd)
+    return access
+
+
+def open_direct(path: str | os.PathLike[str]) -> tuple[DirectAccess, int]:
+    """Open a file for direct reads, if a trial read works.
 
     Args:
         path: a regular file.
 
     Returns:
-        The rules to follow, or the reason why direct reads are out.
+        The rules to follow and the descriptor; or the reason why direct reads are out, and -1.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -71,45 +79,51 @@ def probe_direct(path: str | os.PathLike[str]) -> DirectAccess:
     """
     flag = getattr(os, "O_DIRECT", None)
     if flag is None:
-        return _refused(f"{sys.platform} has no direct reads (O_DIRECT)")
-    where = f"the file system {file_system(path)}"
+        return _refused(f"{sys.platform} has no direct reads (O_DIRECT)"), -1
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flag)
     except (FileNotFoundError, PermissionError):
         raise
     except OSError as err:
-        return _refused(f"{where} refuses to open the file for direct reads ({_named(err)})")
+        where = f"the file system {file_system(path)}"
+        return _refused(f"{where} refuses to open the file for direct reads ({_named(err)})"), -1
     try:
-        return _try_direct(fd, where)
-    finally:
+        access = _try_direct(fd, path)
+    except BaseException:
         os.close(fd)
+        raise
+    if not access.supported:
+        os.close(fd)
+        fd = -1
+    return access, fd
 
 
-def _try_direct(fd: int, where: str) -> DirectAccess:
+def _try_direct(fd: int, path: str | os.PathLike[str]) -> DirectAccess:
     try:
         stated = kernel.statx_direct_alignment(fd)
     except OSError:
         stated = None
     if stated == (0, 0):
-        return _refused(f"{where} states that this file cannot be read directly (statx)")
+        return _refused(f"the file system {file_system(path)} states that this file cannot be read directly (statx)")
     if os.fstat(fd).st_size == 0:
         return _refused("the file is empty, so a direct read of it cannot be tried")
     # What statx states is tried as it is; a file system that states less than it takes gets a second, coarser trial.
     coarse = (_UNKNOWN_ALIGNMENT, _UNKNOWN_ALIGNMENT)
     trials = [coarse] if stated is None else [stated, (max(stated[0], coarse[0]), max(stated[1], coarse[1]))]
-    reason = ""
+    outcome = ""
     for memory, offset in dict.fromkeys(trials):
         try:
             count = _read_one_block(fd, memory, offset)
         except OSError as err:
-            reason = f"{where} accepts direct reads at open but a trial read failed ({_named(err)})"
+            outcome = f"failed ({_named(err)})"
             continue
         if count == 0:
-            reason = f"{where} accepts direct reads at open but a trial read returned nothing"
+            outcome = "returned nothing"
             continue
-        reason = f"{where} took a direct trial read (alignment: buffer {memory}, offset {offset})"
+        reason = f"a direct trial read worked (alignment: buffer {memory}, offset {offset})"
         return DirectAccess(supported=True, memory_alignment=memory, offset_alignment=offset, reason=reason)
-    return _refused(reason)
+    where = f"the file system {file_system(path)}"
+    return _refused(f"{where} accepts direct reads at open but a trial read {outcome}")
 
 
 def _read_one_block(fd: int, memory_alignment: int, offset_alignment: int) -> int:

@@ -52,7 +52,7 @@ def progress_bar(stream: IO[str]) -> Iterator[Callable[[int, int], None]]:
     """
     bar = Progress(
         TextColumn("loading"),
-        BarColumn(bar_width=None),
+        BarColumn(bar_width=30),
         TextColumn("{task.percentage:>3.0f} %"),
         _SizeColumn(),
         _SpeedColumn(),

@@ -208,7 +208,8 @@ def assign_chunk(maker: TensorMaker, description: Description, row: int, flat: A
         chunk: whole elements of the tensor.
     """
     dtype = description.dtype(row)
-    item = dtype.block_bytes
+    # Packed types arrive as bytes, whatever the size of their blocks.
+    item = dtype.block_bytes if dtype.block_elements == 1 else 1
     buffer: Any = slot_buffer(chunk.address, chunk.length)
     if chunk.address % dtype.alignment:
         # Direct reads of files with unpadded headers leave elements at odd addresses.
