@@ -213,6 +213,7 @@ class Transfer:
             chunk_bytes_max=pool.chunk_bytes_max,
             fixed_workers=self._options.workers is not None,
             fixed_chunk=self._options.chunk_bytes is not None,
+            total_bytes=self._total_bytes,
         )
         self._engine.set_limits(pool.workers, pool.chunk_bytes)
         self._engine_started = time.monotonic()

@@ -2,7 +2,9 @@
 
 A hill climb over two numbers. From a sensible start it tries one change at a time for one window of bytes, keeps it if
 throughput grew clearly, takes it back otherwise, and rests for a while once no change helps. Windows are long enough
-that one late chunk cannot decide, and the rest grows, so that a settled load is hardly disturbed.
+that one late chunk cannot decide, and the rest grows, so that a settled load is hardly disturbed. A trial that turns out
+badly costs up to three windows, so none is begun that could not be earned back in the rest of the load: short loads
+keep the start they were given.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from weightlift.units import KIB
 _WINDOW_SECONDS: Final = 0.03
 _WINDOW_CHUNKS_PER_WORKER: Final = 4
 _CLEAR_GAIN: Final = 1.08
+_TRIAL_SECONDS: Final = 3 * _WINDOW_SECONDS
+_TRIAL_SHARE_MAX: Final = 0.04
 _REST_WINDOWS_FIRST: Final = 16
 _REST_WINDOWS_MAX: Final = 512
 _CHUNK_BYTES_MIN: Final = 256 * KIB
@@ -35,6 +39,7 @@ class Tuner:
         chunk_bytes_max: largest chunk.
         fixed_workers: never change the number of workers.
         fixed_chunk: never change the chunk size.
+        total_bytes: how much there is to load; ``None`` where unknown.
     """
 
     def __init__(
@@ -45,8 +50,10 @@ class Tuner:
         chunk_bytes_max: int,
         fixed_workers: bool = False,
         fixed_chunk: bool = False,
+        total_bytes: int | None = None,
     ) -> None:
         self.setting = start
+        self._total_bytes = total_bytes
         self._workers_max = workers_max
         self._chunk_bytes_max = chunk_bytes_max
         self._fixed_workers = fixed_workers
@@ -76,9 +83,9 @@ class Tuner:
             # Chunks of the setting before were still under way in this window.
             self._settling = False
             return None
-        return self._judge(moved / elapsed)
+        return self._judge(moved / elapsed, landed_bytes)
 
-    def _judge(self, rate: float) -> Setting | None:
+    def _judge(self, rate: float, landed_bytes: int) -> Setting | None:
         if self._before is not None:
             before, self._before = self._before, None
             if rate > self._best_rate * _CLEAR_GAIN:
@@ -93,7 +100,13 @@ class Tuner:
             return None
         else:
             self._best_rate = rate
-        return self._try_next()
+        return self._try_next() if self._pays(rate, landed_bytes) else None
+
+    def _pays(self, rate: float, landed_bytes: int) -> bool:
+        """Whether enough of the load is left for a trial to be worth its risk."""
+        if self._total_bytes is None:
+            return True
+        return _TRIAL_SECONDS < _TRIAL_SHARE_MAX * (self._total_bytes - landed_bytes) / rate
 
     def _try_next(self) -> Setting | None:
         while self._untried:

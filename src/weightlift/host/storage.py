@@ -251,10 +251,9 @@ def _judge(cached_bytes: int, length: int) -> Residency:
 def residency_map(fd: int, size_bytes: int, granule_bytes: int) -> ResidencyMap | None:
     """Record what the page cache holds of a file.
 
-    A file that is wholly absent or wholly resident costs one call. Any other is looked at in blocks of 64 granules, and
-    only mixed blocks granule by granule: a call takes some 2 µs where nothing is cached and time in proportion to the
-    pages found elsewhere, so that two levels are cheap on a cold file whose header alone is cached, where halving would
-    walk the cached pages of a mixed file once per level.
+    The file is looked at in blocks of 64 granules, and only mixed blocks granule by granule: a call takes some 2 µs where
+    nothing is cached and time in proportion to the pages found elsewhere, so that a cold or a warm file is walked once,
+    where halving would walk the cached pages of a mixed file once per level.
 
     Args:
         fd: a file open for reading.
@@ -266,33 +265,28 @@ def residency_map(fd: int, size_bytes: int, granule_bytes: int) -> ResidencyMap 
     """
     assert granule_bytes > 0, granule_bytes
     assert granule_bytes % kernel.PAGE_SIZE == 0, granule_bytes
-    total = residency(fd, size_bytes)
-    if total is None:
-        return None
-    state = _judge(total, size_bytes)
-    if size_bytes == 0 or state is not Residency.PARTIAL:
-        runs = (ResidencyRun(0, size_bytes, state),) if size_bytes else ()
-        return ResidencyMap(granule_bytes, size_bytes, total, runs)
-    granules: list[ResidencyRun] = []
+    runs: list[ResidencyRun] = []
     total = 0
     for block, cached in _looked_at(fd, 0, size_bytes, granule_bytes * _BLOCK_GRANULES):
+        if cached is None:
+            return None
         if block.state is not Residency.PARTIAL:
-            granules.append(block)
+            runs.append(block)
             total += cached
             continue
-        for granule, cached_part in _looked_at(fd, block.offset, block.length, granule_bytes):
-            granules.append(granule)
-            total += cached_part
-    return ResidencyMap(granule_bytes, size_bytes, total, tuple(_merged(granules)))
+        for granule, part in _looked_at(fd, block.offset, block.length, granule_bytes):
+            runs.append(granule)
+            total += part or 0
+    return ResidencyMap(granule_bytes, size_bytes, total, tuple(_merged(runs)))
 
 
-def _looked_at(fd: int, offset: int, length: int, step: int) -> Iterator[tuple[ResidencyRun, int]]:
-    """The state and cached bytes of a range in steps; what cannot be looked at any more counts as absent."""
+def _looked_at(fd: int, offset: int, length: int, step: int) -> Iterator[tuple[ResidencyRun, int | None]]:
+    """The state and cached bytes of a range in steps; ``None`` bytes where the system will not tell."""
     end = offset + length
     for start in range(offset, end, step):
         size = min(step, end - start)
-        cached = _cached_bytes(fd, start, size) or 0
-        yield ResidencyRun(start, size, _judge(cached, size)), cached
+        cached = _cached_bytes(fd, start, size)
+        yield ResidencyRun(start, size, _judge(cached or 0, size)), cached
 
 
 def _merged(pieces: Iterable[ResidencyRun]) -> Iterator[ResidencyRun]:
