@@ -114,7 +114,7 @@ def touch(np: Any, tensors: Mapping[str, Any]) -> None:
 
 def cached_bytes(files: Sequence[str]) -> int | None:
     """What the page cache holds of the files; ``None`` where the system does not tell."""
-    from weightlift.host.storage import residency
+    from weightlift.host.residency import residency
 
     total = 0
     for file in files:

@@ -126,7 +126,9 @@ def lay_out(description: Description, rows: Sequence[int]) -> Layout:
         # Pages of its own on both sides, so that reading whole blocks around the span hits nobody else's bytes.
         place = align_up(cursor, PAGE_BYTES) + (run.offset + run.shift) % PAGE_BYTES
         for index in range(run.first, run.end):
-            places[index] = place + description.offsets[rows[index]] - run.offset
+            # Tensors without bytes may lie anywhere, even in the next shard.
+            if description.lengths[rows[index]]:
+                places[index] = place + description.offsets[rows[index]] - run.offset
         cursor = align_up(place + run.length, PAGE_BYTES)
         spans.append(Span(run.shard, run.offset, run.length, place, run.shift == 0, run.first, run.end, packed=False))
     total = sum(map(description.lengths.__getitem__, rows))

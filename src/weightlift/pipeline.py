@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from weightlift.buffers import SlotPool
-from weightlift.engines.native import NativeEngine, native_library
+from weightlift.engines.native import NativeEngine, count_cached, native_library
 from weightlift.engines.python import PythonEngine
 from weightlift.engines.tuner import Setting, Tuner
 from weightlift.failures import raise_failure
@@ -83,6 +83,7 @@ class Transfer:
             shards_used,
             want_direct=options.method in {Method.AUTO, Method.DIRECT},
             want_mapping=options.method is Method.MMAP,
+            count_cached=count_cached,
         )
         available = headroom()
         self.cache: CacheDecision = decide_cache(

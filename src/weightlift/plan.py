@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from weightlift.host.storage import Residency
+from weightlift.host.residency import Residency
 from weightlift.operations import CopyTable, Extent, ReadPath, Sink
 from weightlift.types import CachePolicy, Method
 from weightlift.units import MIB, PAGE_BYTES, align_down, format_bytes
@@ -17,7 +17,7 @@ from weightlift.units import MIB, PAGE_BYTES, align_down, format_bytes
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from weightlift.host.storage import ResidencyMap
+    from weightlift.host.residency import ResidencyMap
 
 GRANULE_BYTES: Final = 1 * MIB
 """Resolution at which the page cache is looked at, and so of the choice between paths."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Self
 
 from weightlift.description import FileIdentity
 from weightlift.errors import AccessError, CheckpointNotFoundError, FileChangedError, ReadError, TruncatedFileError
-from weightlift.host import kernel, storage
+from weightlift.host import kernel, residency, storage
 from weightlift.operations import ShardSource
 from weightlift.plan import GRANULE_BYTES, ShardFacts
 from weightlift.units import PAGE_BYTES
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from weightlift.description import Description, Shard
+    from weightlift.host.residency import CountCached
 
 
 class OpenShards:
@@ -36,6 +37,7 @@ class OpenShards:
         used: indexes of the shards that will be read; the others stay closed.
         want_direct: open for direct reads where the file system takes them.
         want_mapping: map each shard, shared and read-only.
+        count_cached: a quicker way to look at the page cache than :func:`weightlift.host.residency.count_cached`.
 
     Raises:
         CheckpointNotFoundError: a shard is gone.
@@ -44,8 +46,15 @@ class OpenShards:
     """
 
     def __init__(
-        self, description: Description, used: Sequence[int], *, want_direct: bool, want_mapping: bool = False
+        self,
+        description: Description,
+        used: Sequence[int],
+        *,
+        want_direct: bool,
+        want_mapping: bool = False,
+        count_cached: CountCached | None = None,
     ) -> None:
+        self._count_cached = count_cached
         self._description = description
         self._used = tuple(used)
         self._stack = contextlib.ExitStack()
@@ -73,10 +82,10 @@ class OpenShards:
         access, direct_descriptor = storage.open_direct(shard.path) if want_direct else (None, -1)
         if direct_descriptor >= 0:
             self._stack.callback(kernel.close_quickly, direct_descriptor)
-        residency = storage.residency_map(descriptor, size, GRANULE_BYTES)
-        if residency is not None:
+        cached = residency.residency_map(descriptor, size, GRANULE_BYTES, self._count_cached)
+        if cached is not None:
             # Recorded now, since read-ahead of the load itself would make neighbours look as if they had been cached.
-            self._absent[index] = storage.absent_ranges(descriptor, residency)
+            self._absent[index] = residency.absent_ranges(descriptor, cached)
         mapping_address = 0
         if want_mapping and size:
             mapping = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
@@ -99,7 +108,7 @@ class OpenShards:
                 direct_descriptor >= 0,
                 access.reason if access else "direct reads were not asked for",
                 False,
-                residency,
+                cached,
             )
         )
 
@@ -134,14 +143,17 @@ class OpenShards:
 
     def cached_now(self) -> int | None:
         """Bytes of the shards that the page cache holds; ``None`` if unknown for one of them."""
-        counts = [storage.residency(self.sources[i].descriptor, self.facts[i].size_bytes) for i in self._used]
+        counts = [
+            residency.residency(self.sources[index].descriptor, self.facts[index].size_bytes, self._count_cached)
+            for index in self._used
+        ]
         return None if None in counts else sum(count for count in counts if count is not None)
 
     def sweep(self) -> None:
         """Drop from the page cache what was not in it when the shards were opened, and only that."""
         for index, ranges in self._absent.items():
             if ranges:
-                storage.sweep(self.sources[index].descriptor, ranges)
+                residency.sweep(self.sources[index].descriptor, ranges)
 
     def check_unchanged(self) -> None:
         """Raise :class:`FileChangedError` if a shard was written to or truncated while it was read."""

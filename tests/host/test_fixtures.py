@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from weightlift.host import storage
+from weightlift.host import residency, storage
 from weightlift.testing.cgroup import CgroupUnavailable, memory_cgroup
 from weightlift.testing.fast_disk import FastDiskUnavailable, fast_disk
 from weightlift.units import MIB
@@ -40,7 +40,7 @@ class TestFastDisk:
             with path.open("wb") as file:
                 file.write(content)
                 os.fsync(file.fileno())
-                storage.sweep(file.fileno(), [(0, len(content))])
+                residency.sweep(file.fileno(), [(0, len(content))])
             assert storage.file_system(disk) == "ext4"
             access = storage.probe_direct(path)
             assert access.supported, access.reason
@@ -50,10 +50,10 @@ class TestFastDisk:
                 with mmap.mmap(-1, 32 * MIB) as buffer:
                     assert os.preadv(direct, [buffer], 0) == len(content)
                     assert buffer[:] == content
-                assert storage.residency(plain, len(content)) == 0
+                assert residency.residency(plain, len(content)) == 0
                 assert storage.probe_dontcache(plain) in {True, False}
                 assert len(os.pread(plain, 4 * MIB, 0)) == 4 * MIB
-                cached = storage.residency(plain, len(content))
+                cached = residency.residency(plain, len(content))
                 assert cached is not None
                 assert cached >= 4 * MIB
             finally:

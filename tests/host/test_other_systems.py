@@ -23,7 +23,7 @@ SCRIPT = """
             delattr(mmap, name)
     sys.platform = sys.argv[1]
 
-    from weightlift.host import kernel, memory, storage
+    from weightlift.host import kernel, memory, residency, storage
     from weightlift.monitor import Monitor
     from weightlift.testing.cgroup import CgroupUnavailable, memory_cgroup
     from weightlift.testing.fast_disk import FastDiskUnavailable, fast_disk
@@ -31,9 +31,9 @@ SCRIPT = """
     fd = os.open(path, os.O_RDONLY)
     nowhere = pathlib.Path(path, "nowhere")
     print(kernel.cachestat(fd, 0, 0), kernel.statx_direct_alignment(fd), kernel.resident_pages(fd, 0, 1))
-    print(storage.probe_direct(path).supported, storage.probe_dontcache(fd), storage.may_see_residency(fd))
-    print(storage.residency(fd, 10), storage.residency_map(fd, 10, 65536), storage.file_system(path, nowhere))
-    storage.sweep(fd, [(0, 10)])
+    print(storage.probe_direct(path).supported, storage.probe_dontcache(fd), residency.may_see_residency(fd))
+    print(residency.residency(fd, 10), residency.residency_map(fd, 10, 65536), storage.file_system(path, nowhere))
+    residency.sweep(fd, [(0, 10)])
     print(memory.headroom(nowhere), memory.process_memory(nowhere), memory.available_processors(nowhere) >= 1)
     for context in (memory_cgroup, fast_disk):
         try:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from weightlift.host import kernel, storage
+from weightlift.host import kernel, residency
 from weightlift.host.kernel import PAGE_SIZE
-from weightlift.host.storage import Residency
+from weightlift.host.residency import Residency
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,16 +46,16 @@ def as_another_user(answer: Callable[[], str]) -> str:
 class TestResidency:
     def test_whole_file(self, make_file: Callable[[int], CachedFile]) -> None:
         file = make_file(10 * PAGE_SIZE + 1)
-        assert storage.residency(file.fd, file.size_bytes) == 0
+        assert residency.residency(file.fd, file.size_bytes) == 0
         file.warm(2 * PAGE_SIZE, 3 * PAGE_SIZE)
-        assert storage.residency(file.fd, file.size_bytes) == 3 * PAGE_SIZE
+        assert residency.residency(file.fd, file.size_bytes) == 3 * PAGE_SIZE
         file.warm(0, file.size_bytes)
-        assert storage.residency(file.fd, file.size_bytes) == file.size_bytes
+        assert residency.residency(file.fd, file.size_bytes) == file.size_bytes
 
     def test_an_empty_file_holds_nothing(self, make_file: Callable[[int], CachedFile]) -> None:
         file = make_file(0)
-        assert storage.residency(file.fd, 0) == 0
-        found = storage.residency_map(file.fd, 0, GRANULE)
+        assert residency.residency(file.fd, 0) == 0
+        found = residency.residency_map(file.fd, 0, GRANULE)
         assert found is not None
         assert found.runs() == []
 
@@ -66,7 +66,7 @@ class TestResidency:
         file.warm(2 * PAGE_SIZE, 3 * PAGE_SIZE)
         monkeypatch.setattr(kernel, "cachestat", lambda *_: None)
         monkeypatch.setattr(storage, "_VECTOR_WINDOW_BYTES", 4 * PAGE_SIZE)
-        assert storage.residency(file.fd, file.size_bytes) == 3 * PAGE_SIZE
+        assert residency.residency(file.fd, file.size_bytes) == 3 * PAGE_SIZE
 
     @pytest.mark.root
     def test_someone_elses_file_is_unknown(
@@ -76,8 +76,8 @@ class TestResidency:
         fd = os.open(file.path, os.O_RDONLY)
 
         def answer() -> str:
-            known = storage.residency_map(fd, file.size_bytes, GRANULE)
-            return f"{storage.may_see_residency(fd)} {storage.residency(fd, file.size_bytes)} {known}"
+            known = residency.residency_map(fd, file.size_bytes, GRANULE)
+            return f"{residency.may_see_residency(fd)} {residency.residency(fd, file.size_bytes)} {known}"
 
         try:
             assert as_another_user(answer) == "False None None"
@@ -104,9 +104,9 @@ class TestResidency:
             return ask(fd, offset, length)
 
         monkeypatch.setattr(kernel, "cachestat", counting)
-        absent = storage.residency_map(file.fd, file.size_bytes, GRANULE)
+        absent = residency.residency_map(file.fd, file.size_bytes, GRANULE)
         file.warm(0, file.size_bytes)
-        resident = storage.residency_map(file.fd, file.size_bytes, GRANULE)
+        resident = residency.residency_map(file.fd, file.size_bytes, GRANULE)
         assert calls == [0, 0]
         assert absent is not None
         assert absent.runs() == [(0, 8 * GRANULE, Residency.ABSENT)]
@@ -119,7 +119,7 @@ class TestResidency:
         file.warm(2 * GRANULE, 2 * GRANULE)
         file.warm(5 * GRANULE + 4 * PAGE_SIZE, PAGE_SIZE)
         file.warm(8 * GRANULE, 3 * PAGE_SIZE + 5)
-        found = storage.residency_map(file.fd, file.size_bytes, GRANULE)
+        found = residency.residency_map(file.fd, file.size_bytes, GRANULE)
         assert found is not None
         assert (found.granule_bytes, found.size_bytes) == (GRANULE, file.size_bytes)
         assert found.cached_bytes == 2 * GRANULE + PAGE_SIZE + 3 * PAGE_SIZE + 5
@@ -142,9 +142,9 @@ class TestResidency:
         file.warm(GRANULE + 2 * PAGE_SIZE, PAGE_SIZE)
         file.warm(2 * GRANULE, GRANULE)
         file.warm(4 * GRANULE, PAGE_SIZE)
-        found = storage.residency_map(file.fd, file.size_bytes, GRANULE)
+        found = residency.residency_map(file.fd, file.size_bytes, GRANULE)
         assert found is not None
-        assert storage.absent_ranges(file.fd, found) == [
+        assert residency.absent_ranges(file.fd, found) == [
             (0, GRANULE + 2 * PAGE_SIZE),
             (GRANULE + 3 * PAGE_SIZE, 13 * PAGE_SIZE),
             (3 * GRANULE, GRANULE),
@@ -156,10 +156,10 @@ class TestResidency:
     ) -> None:
         file = make_file(4 * GRANULE)
         file.warm(GRANULE, PAGE_SIZE)
-        found = storage.residency_map(file.fd, file.size_bytes, GRANULE)
+        found = residency.residency_map(file.fd, file.size_bytes, GRANULE)
         assert found is not None
         monkeypatch.setattr(storage, "may_see_residency", lambda *_: False)
-        assert storage.absent_ranges(file.fd, found) == [(0, GRANULE), (2 * GRANULE, 2 * GRANULE)]
+        assert residency.absent_ranges(file.fd, found) == [(0, GRANULE), (2 * GRANULE, 2 * GRANULE)]
 
 
 @linux_only
@@ -168,15 +168,15 @@ class TestSweep:
         file = make_file(16 * GRANULE + 9)
         file.warm(3 * GRANULE + 5 * PAGE_SIZE, 2 * GRANULE)
         file.warm(9 * GRANULE, PAGE_SIZE)
-        found = storage.residency_map(file.fd, file.size_bytes, GRANULE)
+        found = residency.residency_map(file.fd, file.size_bytes, GRANULE)
         assert found is not None
-        absent = storage.absent_ranges(file.fd, found)
+        absent = residency.absent_ranges(file.fd, found)
         before = kernel.resident_pages(file.fd, 0, file.size_bytes)
         # A load reads with read-ahead, which brings in units of many pages.
         os.posix_fadvise(file.fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
         file.warm(0, file.size_bytes)
-        assert storage.residency(file.fd, file.size_bytes) == file.size_bytes
-        storage.sweep(file.fd, absent)
+        assert residency.residency(file.fd, file.size_bytes) == file.size_bytes
+        residency.sweep(file.fd, absent)
         assert kernel.resident_pages(file.fd, 0, file.size_bytes) == before
 
     def test_pages_covered_in_part_stay_but_for_the_last_of_the_file(
@@ -185,7 +185,7 @@ class TestSweep:
         file = make_file(8 * PAGE_SIZE + 9)
         for page in range(9):
             file.warm(page * PAGE_SIZE, min(PAGE_SIZE, file.size_bytes - page * PAGE_SIZE))
-        storage.sweep(file.fd, [(PAGE_SIZE + 1, 3 * PAGE_SIZE), (7 * PAGE_SIZE, PAGE_SIZE + 9)])
+        residency.sweep(file.fd, [(PAGE_SIZE + 1, 3 * PAGE_SIZE), (7 * PAGE_SIZE, PAGE_SIZE + 9)])
         assert kernel.resident_pages(file.fd, 0, file.size_bytes) == bytes([1, 1, 0, 0, 1, 1, 1, 0, 0])
 
     def test_ranges_that_touch_go_as_one(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -195,18 +195,18 @@ class TestSweep:
         monkeypatch.setattr(kernel, "advise_dont_need", lambda _, *where: calls.append(where))
         with path.open("rb") as file:
             half = PAGE_SIZE // 2
-            storage.sweep(file.fileno(), [(PAGE_SIZE, half), (PAGE_SIZE + half, half), (4 * PAGE_SIZE, 8 * PAGE_SIZE)])
+            residency.sweep(file.fileno(), [(PAGE_SIZE, half), (PAGE_SIZE + half, half), (4 * PAGE_SIZE, 8 * PAGE_SIZE)])
             assert calls == [(PAGE_SIZE, PAGE_SIZE), (4 * PAGE_SIZE, 8 * PAGE_SIZE)]
             calls.clear()
-            storage.sweep(file.fileno(), [])
-            storage.sweep(file.fileno(), [(5, 10), (PAGE_SIZE + 5, 0)])
+            residency.sweep(file.fileno(), [])
+            residency.sweep(file.fileno(), [(5, 10), (PAGE_SIZE + 5, 0)])
             assert calls == []
 
     def test_a_mapped_page_stays_and_residency_tells(self, make_file: Callable[[int], CachedFile]) -> None:
         file = make_file(4 * PAGE_SIZE)
         with mmap.mmap(file.fd, file.size_bytes, prot=mmap.PROT_READ) as mapped:
             assert len(bytes(mapped)) == file.size_bytes
-            storage.sweep(file.fd, [(0, file.size_bytes)])
-            assert storage.residency(file.fd, file.size_bytes) == file.size_bytes
-        storage.sweep(file.fd, [(0, file.size_bytes)])
-        assert storage.residency(file.fd, file.size_bytes) == 0
+            residency.sweep(file.fd, [(0, file.size_bytes)])
+            assert residency.residency(file.fd, file.size_bytes) == file.size_bytes
+        residency.sweep(file.fd, [(0, file.size_bytes)])
+        assert residency.residency(file.fd, file.size_bytes) == 0

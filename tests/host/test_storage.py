@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from weightlift.host import kernel, storage
+from weightlift.host import kernel, residency, storage
 from weightlift.host.kernel import PAGE_SIZE
 
 if TYPE_CHECKING:
@@ -140,12 +140,12 @@ class TestDontCache:
         fd = os.open(file.path, os.O_RDONLY)
         try:
             storage.probe_dontcache(fd)
-            assert storage.residency(fd, file.size_bytes) == 0
+            assert residency.residency(fd, file.size_bytes) == 0
             file.warm(0, file.size_bytes)
             storage.probe_dontcache(fd)
         finally:
             os.close(fd)
-        assert storage.residency(file.fd, file.size_bytes) == file.size_bytes
+        assert residency.residency(file.fd, file.size_bytes) == file.size_bytes
 
     @linux_only
     def test_tmpfs_does_not_take_such_reads(self) -> None:

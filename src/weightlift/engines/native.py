@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from weightlift.errors import EngineError, UnsupportedError
+from weightlift.host.kernel import PAGE_SIZE
+from weightlift.host.memory import available_processors
 from weightlift.operations import (
     COPY_FIELDS,
     Activity,
@@ -34,7 +36,7 @@ from weightlift.options import from_environment
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_ABI: Final = 2
+_ABI: Final = 3
 _EVENTS_PER_POLL: Final = 64
 _ACTIVITY_ROOM: Final = 64
 _NANOSECONDS: Final = 1e-9
@@ -103,7 +105,7 @@ class _Activity(ctypes.Structure):
     )
 
 
-_WAITING: Final = frozenset(("wl_poll", "wl_join"))
+_WAITING: Final = frozenset(("wl_poll", "wl_join", "wl_count_cached"))
 """Functions that wait, and so release the interpreter lock. All others return at once and keep it: getting it back from
 a busy Python thread takes a whole switch interval, several times over for every chunk."""
 
@@ -123,6 +125,10 @@ _SIGNATURES: Final[dict[str, tuple[object, tuple[object, ...]]]] = {
     "wl_cancel": (None, (ctypes.c_void_p,)),
     "wl_join": (ctypes.c_uint32, (ctypes.c_void_p, ctypes.c_uint32)),
     "wl_free": (None, (ctypes.c_void_p,)),
+    "wl_count_cached": (
+        None,
+        (ctypes.c_int32, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_void_p, ctypes.c_uint32),
+    ),
 }
 
 
@@ -162,6 +168,23 @@ def native_library() -> Library | str:
     if found != _ABI:
         return f"the native engine is of another version (interface {found}, wanted {_ABI}); reinstall weightlift"
     return library
+
+
+def count_cached(fd: int, offset: int, length: int, step: int) -> list[int | None]:
+    """Cached bytes of a file range per step, counted by several threads.
+
+    The answers are those of :func:`weightlift.host.residency.count_cached`, and come from it where the kernel lacks the
+    call or refuses.
+    """
+    library = native_library()
+    if isinstance(library, str) or length <= step:
+        return residency.count_cached(fd, offset, length, step)
+    steps = -(-length // step)
+    pages = (ctypes.c_int64 * steps)()
+    library.wl_count_cached(fd, offset, length, step, pages, available_processors())
+    if min(pages) < 0:
+        return residency.count_cached(fd, offset, length, step)
+    return [min(count * PAGE_SIZE, step, length - index * step) for index, count in enumerate(pages)]
 
 
 class NativeEngine:

@@ -2,16 +2,16 @@
 
 A hill climb over two numbers. From a sensible start it tries one change at a time for one window of bytes, keeps it if
 throughput grew clearly, takes it back otherwise, and rests for a while once no change helps. Windows are long enough
-that one late chunk cannot decide, and the rest grows, so that a settled load is hardly disturbed. A trial that turns out
-badly costs up to three windows, so none is begun that could not be earned back in the rest of the load: short loads
-keep the start they were given.
+that one late chunk cannot decide, and the rest grows, so that a settled load is hardly disturbed. A trial that turns
+out badly costs up to three windows, so none is begun that could not be earned back in the rest of the load: short
+loads keep the start they were given.
 """
 
 from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from weightlift.units import KIB
+from weightlift.units import KIB, PAGE_BYTES, align_down
 
 _WINDOW_SECONDS: Final = 0.03
 _WINDOW_CHUNKS_PER_WORKER: Final = 4
@@ -106,7 +106,7 @@ class Tuner:
         """Whether enough of the load is left for a trial to be worth its risk."""
         if self._total_bytes is None:
             return True
-        return _TRIAL_SECONDS < _TRIAL_SHARE_MAX * (self._total_bytes - landed_bytes) / rate
+        return _TRIAL_SHARE_MAX * (self._total_bytes - landed_bytes) / rate > _TRIAL_SECONDS
 
     def _try_next(self) -> Setting | None:
         while self._untried:
@@ -134,5 +134,5 @@ class Tuner:
         if not self._fixed_workers:
             moves.append(Setting(max(1, workers // 2), chunk))
         if not self._fixed_chunk:
-            moves.append(Setting(workers, min(chunk, max(_CHUNK_BYTES_MIN, chunk // 2))))
+            moves.append(Setting(workers, min(chunk, max(_CHUNK_BYTES_MIN, align_down(chunk // 2, PAGE_BYTES)))))
         return moves

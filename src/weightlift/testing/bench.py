@@ -13,13 +13,12 @@ import os
 import sys
 import threading
 from array import array
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 import pytest
 
 from weightlift.buffers import HostRegion, SlotPool
-from weightlift.host import storage
+from weightlift.host import residency, storage
 from weightlift.operations import ChunkReady, CopyTable, Extent, ReadPath, ShardSource, Sink
 from weightlift.staging import ALIGNMENT_SLACK_BYTES
 from weightlift.testing.factory import tensor_bytes
@@ -28,6 +27,7 @@ from weightlift.units import MIB, PAGE_BYTES, align_down, align_up
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from weightlift.operations import SlotMemory
 
@@ -152,8 +152,8 @@ class Bench:
             pytest.skip(f"{sys.platform} cannot drop a file from the page cache")
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
         os.fsync(descriptor)
-        storage.sweep(descriptor, [(0, FILE_BYTES)])
-        if storage.residency(descriptor, FILE_BYTES) != 0:
+        residency.sweep(descriptor, [(0, FILE_BYTES)])
+        if residency.residency(descriptor, FILE_BYTES) != 0:
             pytest.skip(f"the file system under {self.folder} keeps pages it is asked to drop, or will not tell")
 
     def extent(self, path: ReadPath, sink: Sink, offset: int, length: int, *, fresh: bool = False) -> Extent:
@@ -175,11 +175,15 @@ class Bench:
         while position < offset + length:
             part = min(_PART_BYTES[number % len(_PART_BYTES)], offset + length - position)
             if number % 3 != 2:
-                yield position, part, self._arena.address + self._place(position + number, part, False, position)
+                yield (
+                    position,
+                    part,
+                    self._arena.address + self._place(position + number, part, whole_pages=False, offset=position),
+                )
             position += part
             number += 1
 
-    def _place(self, residue: int, length: int, whole_pages: bool, offset: int | None = None) -> int:
+    def _place(self, residue: int, length: int, *, whole_pages: bool, offset: int | None = None) -> int:
         start = self._cursor + residue % PAGE_BYTES
         self._cursor = align_up(start + length, PAGE_BYTES) + PAGE_BYTES
         assert self._cursor <= _ARENA_BYTES, "the arena is too small for this test"

@@ -92,9 +92,7 @@ class FaultingReader:
             raise InterruptedError(errno.EINTR, os.strerror(errno.EINTR))
         return self._read(shard, path, buffer, offset, chance)
 
-    def _read(
-        self, shard: ShardSource, path: ReadPath, buffer: memoryview, offset: int, chance: random.Random
-    ) -> int:
+    def _read(self, shard: ShardSource, path: ReadPath, buffer: memoryview, offset: int, chance: random.Random) -> int:
         end = self.faults.end_of_file_at
         if end is not None:
             buffer = buffer[: max(0, end - offset)]

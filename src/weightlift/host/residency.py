@@ -1,0 +1,267 @@
+"""What the page cache holds of a file, and leaving it as it was found.
+
+Owns looking (cachestat, and mincore where that may be believed), the record of what was absent, and the sweep that
+drops those ranges again. Knows nothing of checkpoints, chunks or plans.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from bisect import bisect_right
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from weightlift.host import kernel
+from weightlift.units import align_down, align_up
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    CountCached = Callable[[int, int, int, int], list[int | None]]
+
+_RESIDENCY_STEP_BYTES: Final = 64 << 20
+_VECTOR_WINDOW_BYTES: Final = 1 << 30
+_BLOCK_GRANULES: Final = 64
+
+
+class Residency(IntEnum):
+    """How much of a file range the page cache holds."""
+
+    ABSENT = 0
+    PARTIAL = 1
+    RESIDENT = 2
+
+
+class ResidencyRun(NamedTuple):
+    """A range of a file whose granules are alike."""
+
+    offset: int
+    length: int
+    state: Residency
+
+
+@dataclass(frozen=True, slots=True)
+class ResidencyMap:
+    """What the page cache held of a file at one moment, granule by granule.
+
+    Attributes:
+        granule_bytes: the resolution.
+        size_bytes: the file's size.
+        cached_bytes: how much of the file was cached.
+    """
+
+    granule_bytes: int
+    size_bytes: int
+    cached_bytes: int
+    _runs: tuple[ResidencyRun, ...]
+
+    def runs(self) -> list[ResidencyRun]:
+        """Maximal runs of granules in the same state, in file order, covering the file without gaps."""
+        return list(self._runs)
+
+    def state(self, offset: int, length: int) -> Residency:
+        """The state of a range; ``PARTIAL`` also where it crosses runs of different states.
+
+        Args:
+            offset: start in bytes, inside the file.
+            length: length in bytes, more than 0.
+        """
+        index = bisect_right(self._runs, offset, key=lambda run: run.offset) - 1
+        run = self._runs[index]
+        # Neighbouring runs always differ, so a range that leaves its run is a mixture.
+        return run.state if offset + length <= run.offset + run.length else Residency.PARTIAL
+
+
+def may_see_residency(fd: int) -> bool:
+    """Whether ``mincore`` tells this user the truth about a file: it is theirs, or they may write it."""
+    if sys.platform != "linux":
+        return False
+    if os.fstat(fd).st_uid == os.geteuid():
+        return True
+    return os.access(f"/proc/self/fd/{fd}", os.W_OK, effective_ids=True)
+
+
+def _cached_bytes(fd: int, offset: int, length: int) -> int | None:
+    """Cached bytes of a range that starts at a page boundary; ``None`` if the system will not tell."""
+    try:
+        stat = kernel.cachestat(fd, offset, length)
+        if stat is not None:
+            return min(stat.cached * kernel.PAGE_SIZE, length)
+        if not may_see_residency(fd):
+            return None
+        pages = 0
+        for start in range(offset, offset + length, _VECTOR_WINDOW_BYTES):
+            vector = kernel.resident_pages(fd, start, min(_VECTOR_WINDOW_BYTES, offset + length - start))
+            if vector is None:
+                return None
+            pages += sum(vector)
+        return min(pages * kernel.PAGE_SIZE, length)
+    except OSError:
+        # EPERM above all: the user may not know. Asking mincore instead would be told that everything is resident.
+        return None
+
+
+def residency(fd: int, size_bytes: int, count: CountCached | None = None) -> int | None:
+    """How much of a file the page cache holds, in bytes; ``None`` if the system will not tell.
+
+    Args:
+        fd: a file open for reading.
+        size_bytes: its size.
+        count: a quicker :func:`count_cached`.
+    """
+    total = 0
+    step = _RESIDENCY_STEP_BYTES if count else max(size_bytes, 1)
+    for cached in (count or count_cached)(fd, 0, size_bytes, step):
+        if cached is None:
+            return None
+        total += cached
+    return total
+
+
+def _judge(cached_bytes: int, length: int) -> Residency:
+    if cached_bytes == 0:
+        return Residency.ABSENT
+    return Residency.RESIDENT if cached_bytes >= length else Residency.PARTIAL
+
+
+def residency_map(
+    fd: int, size_bytes: int, granule_bytes: int, count: CountCached | None = None
+) -> ResidencyMap | None:
+    """Record what the page cache holds of a file.
+
+    The file is looked at in blocks of 64 granules, and only mixed blocks granule by granule: a call takes some 2 µs where
+    nothing is cached and time in proportion to the pages found elsewhere, so that a cold or a warm file is walked once,
+    where halving would walk the cached pages of a mixed file once per level.
+
+    Args:
+        fd: a file open for reading.
+        size_bytes: its size.
+        granule_bytes: resolution, a multiple of the page size.
+        count: a quicker :func:`count_cached`.
+
+    Returns:
+        The map, or ``None`` if the system will not tell.
+    """
+    assert granule_bytes > 0, granule_bytes
+    assert granule_bytes % kernel.PAGE_SIZE == 0, granule_bytes
+    count = count or count_cached
+    runs: list[ResidencyRun] = []
+    total = 0
+    block_bytes = granule_bytes * _BLOCK_GRANULES
+    for index, cached in enumerate(count(fd, 0, size_bytes, block_bytes)):
+        if cached is None:
+            return None
+        start = index * block_bytes
+        length = min(block_bytes, size_bytes - start)
+        parts = [cached]
+        if _judge(cached, length) is Residency.PARTIAL:
+            parts = [part or 0 for part in count(fd, start, length, granule_bytes)]
+        total += sum(parts)
+        runs.extend(_runs_of(parts, start, length, granule_bytes if len(parts) > 1 else block_bytes))
+    return ResidencyMap(granule_bytes, size_bytes, total, tuple(_merged(runs)))
+
+
+def _runs_of(counts: Iterable[int], offset: int, length: int, step: int) -> Iterator[ResidencyRun]:
+    for index, cached in enumerate(counts):
+        start = index * step
+        size = min(step, length - start)
+        yield ResidencyRun(offset + start, size, _judge(cached, size))
+
+
+def count_cached(fd: int, offset: int, length: int, step: int) -> list[int | None]:
+    """Cached bytes of a file range, step by step; ``None`` where the system will not tell.
+
+    Args:
+        fd: a file open for reading.
+        offset: start of the range in bytes, at a page boundary.
+        length: its length in bytes.
+        step: bytes per count, a multiple of the page size.
+    """
+    end = offset + length
+    return [_cached_bytes(fd, start, min(step, end - start)) for start in range(offset, end, step)]
+
+
+def _merged(pieces: Iterable[ResidencyRun]) -> Iterator[ResidencyRun]:
+    """Join neighbouring runs of the same state."""
+    current: ResidencyRun | None = None
+    for piece in pieces:
+        if current is not None and current.state is piece.state:
+            current = current._replace(length=current.length + piece.length)
+            continue
+        if current is not None:
+            yield current
+        current = piece
+    if current is not None:
+        yield current
+
+
+def absent_ranges(fd: int, cached: ResidencyMap) -> list[tuple[int, int]]:
+    """The exact ranges of a file that are not cached, to be swept after a load that shall leave no trace.
+
+    Granules found absent are taken as they were recorded; those found partial are looked at page by page now, so call
+    this right after recording and before the first read. Pages whose state cannot be found out count as cached.
+
+    Returns:
+        Offset and length in bytes of each maximal range, in file order.
+    """
+    exact: list[ResidencyRun] = []
+    for run in cached.runs():
+        if run.state is not Residency.PARTIAL:
+            exact.append(run)
+            continue
+        exact.extend(_page_runs(fd, run.offset, run.length))
+    return [(run.offset, run.length) for run in _merged(exact) if run.state is Residency.ABSENT]
+
+
+def _page_runs(fd: int, offset: int, length: int) -> Iterator[ResidencyRun]:
+    """Runs of absent and resident pages in a range that starts at a page boundary."""
+    end = offset + length
+    trusted = may_see_residency(fd)
+    for start in range(offset, end, _VECTOR_WINDOW_BYTES):
+        window = min(_VECTOR_WINDOW_BYTES, end - start)
+        try:
+            vector = kernel.resident_pages(fd, start, window) if trusted else None
+        except OSError:
+            vector = None
+        if vector is None:
+            yield ResidencyRun(start, window, Residency.RESIDENT)
+            continue
+        first = 0
+        while first < len(vector):
+            after = vector.find(1 - vector[first], first)
+            after = len(vector) if after < 0 else after
+            begin = start + first * kernel.PAGE_SIZE
+            stop = min(start + after * kernel.PAGE_SIZE, end)
+            yield ResidencyRun(begin, stop - begin, Residency.RESIDENT if vector[first] else Residency.ABSENT)
+            first = after
+
+
+def sweep(fd: int, ranges: Iterable[tuple[int, int]]) -> None:
+    """Drop ranges of a file from the page cache; pages in use elsewhere stay, so check residency afterwards.
+
+    Pages that a range covers only in part are left alone, except the last page of the file.
+
+    Args:
+        fd: an open file.
+        ranges: offset and length in bytes of each range, in file order.
+    """
+    size = os.fstat(fd).st_size
+    # The kernel passes over a large folio that does not lie wholly inside one call's range: neighbours go as one.
+    for offset, end in _joined(ranges):
+        start = align_up(offset, kernel.PAGE_SIZE)
+        stop = align_up(size, kernel.PAGE_SIZE) if end >= size else align_down(end, kernel.PAGE_SIZE)
+        if stop > start:
+            kernel.advise_dont_need(fd, start, stop - start)
+
+
+def _joined(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Start and end of the ranges, those that touch joined into one."""
+    first = last = 0
+    for offset, length in ranges:
+        if offset != last:
+            yield first, last
+            first = offset
+        last = offset + length
+    yield first, last
