@@ -1,8 +1,8 @@
 """Where tensors land in host memory: pure arithmetic over a description, no memory and no I/O.
 
 A *span* is a contiguous file range with one rule for where its bytes go. Mostly a span mirrors the file page for page:
-its address is congruent to its file offset modulo the page size, so that direct reads of whole blocks go straight to the
-final place, whatever tensors they hold. A span whose tensors would then be misaligned for their data type (files
+its address is congruent to its file offset modulo the page size, so that direct reads of whole blocks go straight to
+the final place, whatever tensors they hold. A span whose tensors would then be misaligned for their data type (files
 with unpadded headers exist) is shifted by a few bytes, and tensors in very short runs are packed one by one.
 
 A *group* is what one owner holds: one large tensor, or a run of small ones that share a slab.

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from weightlift.errors import EngineError, UnsupportedError
+from weightlift.host import residency
 from weightlift.host.kernel import PAGE_SIZE
 from weightlift.host.memory import available_processors
 from weightlift.operations import (

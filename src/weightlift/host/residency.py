@@ -131,9 +131,9 @@ def residency_map(
 ) -> ResidencyMap | None:
     """Record what the page cache holds of a file.
 
-    The file is looked at in blocks of 64 granules, and only mixed blocks granule by granule: a call takes some 2 µs where
-    nothing is cached and time in proportion to the pages found elsewhere, so that a cold or a warm file is walked once,
-    where halving would walk the cached pages of a mixed file once per level.
+    The file is looked at in blocks of 64 granules, and only mixed blocks granule by granule: a call takes some 2 µs
+    where nothing is cached and time in proportion to the pages found elsewhere, so that a cold or a warm file is walked
+    once, where halving would walk the cached pages of a mixed file once per level.
 
     Args:
         fd: a file open for reading.

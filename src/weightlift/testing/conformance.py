@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from weightlift.host import residency
 from weightlift.operations import ChunkReady, Engine, Extent, ExtentDone, Failure, FailureKind, ReadPath, Sink
 from weightlift.testing.bench import FILE_BYTES, Bench, Landing, threads_now
 from weightlift.units import KIB, MIB, PAGE_BYTES

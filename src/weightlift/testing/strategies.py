@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from weightlift.description import Description, FileIdentity, Shard
 from weightlift.dtypes import SAFETENSORS
-from weightlift.host.storage import Residency, ResidencyMap, ResidencyRun
+from weightlift.host.residency import Residency, ResidencyMap, ResidencyRun
 from weightlift.plan import GRANULE_BYTES
 
 if TYPE_CHECKING:
