@@ -65,7 +65,7 @@ class TestResidency:
         file = make_file(10 * PAGE_SIZE + 1)
         file.warm(2 * PAGE_SIZE, 3 * PAGE_SIZE)
         monkeypatch.setattr(kernel, "cachestat", lambda *_: None)
-        monkeypatch.setattr(storage, "_VECTOR_WINDOW_BYTES", 4 * PAGE_SIZE)
+        monkeypatch.setattr(residency, "_VECTOR_WINDOW_BYTES", 4 * PAGE_SIZE)
         assert residency.residency(file.fd, file.size_bytes) == 3 * PAGE_SIZE
 
     @pytest.mark.root
@@ -158,7 +158,7 @@ class TestResidency:
         file.warm(GRANULE, PAGE_SIZE)
         found = residency.residency_map(file.fd, file.size_bytes, GRANULE)
         assert found is not None
-        monkeypatch.setattr(storage, "may_see_residency", lambda *_: False)
+        monkeypatch.setattr(residency, "may_see_residency", lambda *_: False)
         assert residency.absent_ranges(file.fd, found) == [(0, GRANULE), (2 * GRANULE, 2 * GRANULE)]
 
 
