@@ -79,7 +79,9 @@ def framework_for(device: str, options: LoadOptions) -> TensorMaker:
         if requested is Framework.NUMPY:
             raise UnsupportedError(f"numpy has no device {device}", hint='use framework="torch"')
         requested = Framework.TORCH
-    return pick_framework(requested)
+    maker = pick_framework(requested)
+    maker.check_device(device)
+    return maker
 
 
 def memory_target(
@@ -158,11 +160,12 @@ def _load_mapped(description: Description, rows: Sequence[int], options: LoadOpt
     aligned = set(mapped)
     owned = [row for row in rows if row not in aligned]
     target = HostTarget(description, owned, maker)
-    transfer = Transfer(description, shards_of(description, rows), options, destination_bytes=target.host_bytes)
+    used = shards_of(description, rows)
+    transfer = Transfer(description, used, options, destination_bytes=target.host_bytes, look_at_cache=bool(owned))
     transfer.run(target)
     with transfer.aborting():
-        descriptors = {index: transfer.shards.sources[index].descriptor for index in shards_of(description, rows)}
-        mappings = map_shards(description, list(descriptors), descriptors, readonly=options.readonly)
+        descriptors = {index: transfer.shards.sources[index].descriptor for index in used}
+        mappings = map_shards(description, used, descriptors, readonly=options.readonly)
         tensors = dict(mapped_tensors(description, mapped, mappings, maker)) | dict(target.finish())
         digests = {}
         if options.digest:

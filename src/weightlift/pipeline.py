@@ -53,6 +53,7 @@ class Transfer:
         shards_used: indexes of the shards to read.
         options: the caller's options.
         destination_bytes: host memory that the tensors will take, for the decision about the page cache.
+        look_at_cache: find out what the page cache holds; needless where nothing will be read.
         reader: how the Python engine asks for bytes; for fault injection.
     """
 
@@ -63,6 +64,7 @@ class Transfer:
         options: LoadOptions,
         *,
         destination_bytes: int,
+        look_at_cache: bool = True,
         reader: Reader | None = None,
     ) -> None:
         self.started = time.monotonic()
@@ -83,6 +85,7 @@ class Transfer:
             shards_used,
             want_direct=options.method in {Method.AUTO, Method.DIRECT},
             want_mapping=options.method is Method.MMAP,
+            look_at_cache=look_at_cache,
             count_cached=count_cached,
         )
         available = headroom()

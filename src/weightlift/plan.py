@@ -144,8 +144,8 @@ def pieces(shard: ShardFacts, offset: int, length: int, method: Method, *, keep:
     end = offset + length
     last: Piece | None = None
     for start, stop, state in _states(shard.residency, offset, end):
-        resident = state is Residency.RESIDENT
-        path = _path(shard, method, resident=resident, keep=keep)
+        path = _path(shard, method, resident=state is Residency.RESIDENT, keep=keep)
+        resident = state is Residency.RESIDENT and path is not ReadPath.DIRECT
         absent = state is Residency.ABSENT and shard.residency is not None
         through_cache = path is not ReadPath.DIRECT
         # Uncached reads drop what they bring in themselves; where they do not exist, pages are dropped chunk by chunk.

@@ -37,6 +37,7 @@ class OpenShards:
         used: indexes of the shards that will be read; the others stay closed.
         want_direct: open for direct reads where the file system takes them.
         want_mapping: map each shard, shared and read-only.
+        look_at_cache: record what the page cache holds; otherwise it counts as unknown.
         count_cached: a quicker way to look at the page cache than :func:`weightlift.host.residency.count_cached`.
 
     Raises:
@@ -52,8 +53,10 @@ class OpenShards:
         *,
         want_direct: bool,
         want_mapping: bool = False,
+        look_at_cache: bool = True,
         count_cached: CountCached | None = None,
     ) -> None:
+        self._look_at_cache = look_at_cache
         self._count_cached = count_cached
         self._description = description
         self._used = tuple(used)
@@ -82,7 +85,9 @@ class OpenShards:
         access, direct_descriptor = storage.open_direct(shard.path) if want_direct else (None, -1)
         if direct_descriptor >= 0:
             self._stack.callback(kernel.close_quickly, direct_descriptor)
-        cached = residency.residency_map(descriptor, size, GRANULE_BYTES, self._count_cached)
+        cached = None
+        if self._look_at_cache:
+            cached = residency.residency_map(descriptor, size, GRANULE_BYTES, self._count_cached)
         if cached is not None:
             # Recorded now, since read-ahead of the load itself would make neighbours look as if they had been cached.
             self._absent[index] = residency.absent_ranges(descriptor, cached)
@@ -143,6 +148,8 @@ class OpenShards:
 
     def cached_now(self) -> int | None:
         """Bytes of the shards that the page cache holds; ``None`` if unknown for one of them."""
+        if not self._look_at_cache:
+            return None
         counts = [
             residency.residency(self.sources[index].descriptor, self.facts[index].size_bytes, self._count_cached)
             for index in self._used

@@ -141,7 +141,9 @@ def _slots_and_workers(
 
 def _stacks(workers: int) -> BudgetTerm:
     return BudgetTerm(
-        name="worker stacks", nbytes=workers * _STACK_BYTES, reason=f"{workers} threads of {_STACK_BYTES} bytes in use"
+        name="worker stacks",
+        nbytes=workers * _STACK_BYTES,
+        reason=f"at most {workers} threads, with {_STACK_BYTES} bytes of stack in use each",
     )
 
 

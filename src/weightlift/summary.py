@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from weightlift.pipeline import Transfer
     from weightlift.plan import ShardFacts
 
+_WHOLE = 0.99
+"""From this share on a file counts as wholly cached in a sentence; under the rest to 1, as not cached at all."""
+
 
 def used_by_method(use: ShardUse) -> dict[str, int]:
     """Bytes by read path, under the names the report uses."""
@@ -45,36 +48,32 @@ def file_reason(method: Method, facts: ShardFacts, use: ShardUse, *, keep: bool)
         if method is Method.DIRECT and not facts.direct:
             return f"read through the page cache, because {facts.direct_reason}"
         return f"method={method.value} was asked for"
-    cached = facts.residency.cached_bytes if facts.residency else None
-    share = "" if not cached else f"{cached / max(1, facts.size_bytes):.0%} of the file was in the page cache"
-    if use.direct_bytes and use.buffered_bytes:
-        return f"{share} and was taken from there, the rest was read directly past it"
+    cached = facts.residency.cached_bytes / max(1, facts.size_bytes) if facts.residency else None
+    if cached is not None and cached > _WHOLE:
+        return "the file was in the page cache already, which is faster than any drive"
+    share = f"{cached:.0%} of the file was in the page cache" if cached and cached > 1 - _WHOLE else ""
     if use.direct_bytes:
+        if share and use.buffered_bytes:
+            return f"{share} and was taken from there, the rest was read directly past it"
         state = "what the page cache holds is unknown" if cached is None else "the file was not in the page cache"
         return f"{state} and is not meant to stay there, so it was read directly"
-    if cached is not None and cached >= facts.size_bytes:
-        return "the file was in the page cache already, which is faster than any drive"
     if keep:
         return f"{share + '; ' if share else ''}read through the page cache, where it stays for the next load"
     return f"read through the page cache without leaving it there, because {facts.direct_reason}"
 
 
-def bottleneck(counters: Counters, *, resident: bool) -> str:
+def bottleneck(counters: Counters) -> str:
     """What the workers spent most of their time on.
 
     Args:
         counters: the engine's counters at the end.
-        resident: most of what was read came out of the page cache.
     """
     spent = {
         "storage": counters.storage_seconds,
         "memory copy": counters.cache_seconds + counters.copy_seconds + counters.populate_seconds,
         "consumer": counters.slot_wait_seconds,
     }
-    if not any(spent.values()):
-        return "none"
-    name = max(spent, key=lambda key: spent[key])
-    return "memory copy" if name == "storage" and resident else name
+    return max(spent, key=lambda key: spent[key]) if any(spent.values()) else "none"
 
 
 def summarise(
@@ -142,7 +141,7 @@ def summarise(
         swap_out_bytes=observed.swap_out_bytes,
         pressure_stall_seconds=observed.pressure_stall_seconds,
         ceilings={"storage": None, "memory_copy": None, "link": None},
-        bottleneck=bottleneck(counters, resident=before is not None and 2 * before >= total),
+        bottleneck=bottleneck(counters),
         digests=digests,
     )
 

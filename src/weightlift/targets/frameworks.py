@@ -11,7 +11,7 @@ import importlib
 import math
 from typing import TYPE_CHECKING, Any, Protocol
 
-from weightlift.errors import MissingExtraError, OptionError, UnsupportedDtypeError, printable
+from weightlift.errors import MissingExtraError, OptionError, UnsupportedDtypeError, UnsupportedError, printable
 from weightlift.types import Framework
 
 if TYPE_CHECKING:
@@ -39,6 +39,10 @@ class TensorMaker(Protocol):
 
     def empty(self, dtype: Any, shape: tuple[int, ...], device: str) -> Any:
         """An uninitialised tensor of a framework data type."""
+        ...
+
+    def check_device(self, device: str) -> None:
+        """Raise :class:`UnsupportedError` if the framework cannot use a device."""
         ...
 
     def resolve_dtype(self, dtype: Any) -> Any:
@@ -131,6 +135,18 @@ class TorchMaker:
         """See :class:`TensorMaker`."""
         return self._torch.empty(shape, dtype=dtype, device=device)
 
+    def check_device(self, device: str) -> None:
+        """See :class:`TensorMaker`."""
+        if device == "cpu":
+            return
+        try:
+            self._torch.empty(0, device=device)
+        except (AssertionError, RuntimeError, NotImplementedError) as err:
+            raise UnsupportedError(
+                f"torch {self._torch.__version__} cannot use device {printable(device)}: {printable(str(err))}",
+                hint='use device="cpu", or install a torch build for this machine\'s devices',
+            ) from err
+
     def resolve_dtype(self, dtype: Any) -> Any:
         """See :class:`TensorMaker`."""
         found = getattr(self._torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
@@ -179,6 +195,10 @@ class NumpyMaker:
         """See :class:`TensorMaker`."""
         assert device == "cpu"
         return self._numpy.empty(shape, dtype=dtype)
+
+    def check_device(self, device: str) -> None:
+        """See :class:`TensorMaker`."""
+        assert device == "cpu"
 
     def resolve_dtype(self, dtype: Any) -> Any:
         """See :class:`TensorMaker`."""

@@ -41,6 +41,7 @@ _RANGES = (
     (256 * KIB - 3, 200 * KIB + 5),
     (512 * KIB + 513, 300 * KIB),
     (1 * MIB - 1, 2),
+    (2 * MIB, 256 * KIB + 1),
     (1 * MIB + 7 * PAGE_BYTES, 3 * PAGE_BYTES),
     (FILE_BYTES - 70 * KIB - 5, 70 * KIB + 5),
 )
@@ -255,12 +256,13 @@ class EngineConformance(ABC):
         stop(self.make_engine([bench.source], bench.pool(0, 64 * KIB), 2))
         stop(self.make_engine([], bench.pool(1, 64 * KIB), 1))
 
-    def test_direct_reads_that_are_refused_go_through_the_cache(self, bench: Bench) -> None:
+    @pytest.mark.parametrize("alignment", [1, 2])
+    def test_direct_reads_that_are_refused_go_through_the_cache(self, bench: Bench, alignment: int) -> None:
         bench.require(ReadPath.DIRECT)
         if not bench.refuses_odd_direct_reads():
             pytest.skip(f"the file system under {bench.folder} takes direct reads at any offset")
-        # Told that any offset will do, the engine asks for what the file system refuses.
-        bench.source = bench.source._replace(offset_alignment=1)
+        # Told that any offset, or any even one, will do, the engine asks for what the file system refuses.
+        bench.source = bench.source._replace(offset_alignment=alignment)
         extents = [
             bench.extent(ReadPath.DIRECT, sink, index * 300 * KIB + 1, 200 * KIB) for index, sink in enumerate(Sink)
         ]
