@@ -1,0 +1,10 @@
+"""Frameworks are imported before any test counts threads, since they start some of their own."""
+
+from __future__ import annotations
+
+import numpy  # noqa: F401 - see above
+import pytest
+import torch
+
+pytest.register_assert_rewrite("weightlift.testing.target_conformance")
+torch.zeros(1 << 20).sum()

@@ -1,0 +1,132 @@
+"""What a load leaves in the page cache."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+import weightlift as wl
+from weightlift.host import kernel, residency
+from weightlift.testing import TensorSpec, tensor_digest, write_checkpoint
+from weightlift.testing.fast_disk import FastDiskUnavailable, fast_disk
+from weightlift.units import MIB, PAGE_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+SPECS = [TensorSpec(f"layer.{n}", "BF16", (6, MIB + 12345)) for n in range(4)]
+ENGINES = [pytest.param("native", marks=pytest.mark.native), "python"]
+
+
+class Cold:
+    """A checkpoint on a disk that gives up pages when asked, none of it in the page cache."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.size = path.stat().st_size
+        self.descriptor = os.open(path, os.O_RDWR)
+        os.posix_fadvise(self.descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+        os.fsync(self.descriptor)
+        residency.sweep(self.descriptor, [(0, self.size)])
+
+    def evict(self) -> wl.Checkpoint:
+        """Empty the page cache of the file, and open it: what reading its header brings in is not the load's doing."""
+        residency.sweep(self.descriptor, [(0, self.size)])
+        return wl.open(self.path)
+
+    def cached(self) -> int | None:
+        return residency.residency(self.descriptor, self.size)
+
+    def warm(self, offset: int, length: int) -> None:
+        assert len(os.pread(self.descriptor, length, offset)) == length
+
+    def pages(self) -> bytes:
+        """One byte per page: whether it is cached."""
+        vector = kernel.resident_pages(self.descriptor, 0, self.size)
+        assert vector is not None
+        return vector
+
+
+@pytest.fixture(scope="module", params=["here", "fast disk"])
+def cold(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cold]:
+    """The checkpoint on the file system of temporary files, and on ext4 over memory where that can be had."""
+    if not hasattr(os, "posix_fadvise"):
+        pytest.skip("this system cannot drop files from the page cache")
+    if request.param == "here":
+        yield from _cold(tmp_path_factory.mktemp("cache"))
+        return
+    try:
+        disk = fast_disk(96 * MIB)
+        folder = disk.__enter__()
+    except FastDiskUnavailable as err:
+        pytest.skip(str(err))
+    try:
+        yield from _cold(folder)
+    finally:
+        disk.__exit__(None, None, None)
+
+
+def _cold(folder: Path) -> Iterator[Cold]:
+    file = Cold(write_checkpoint(folder / "model.safetensors", SPECS, padding=8 + 3))
+    try:
+        if file.cached() != 0:
+            pytest.skip(f"the file system under {folder} keeps pages it is asked to drop, or will not tell")
+        yield file
+    finally:
+        os.close(file.descriptor)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("workers", [1, 2, 4, 8])
+@pytest.mark.parametrize("method", ["auto", "direct", "buffered"])
+def test_drop_leaves_the_cache_as_it_was_found(cold: Cold, method: str, workers: int, engine: str) -> None:
+    checkpoint = cold.evict()
+    # Every second stretch, with odd ends in the middle of what the plan looks at.
+    for start in range(5 * MIB + 3 * PAGE_BYTES, cold.size - 4 * MIB, 8 * MIB):
+        cold.warm(start, 3 * MIB + 5 * PAGE_BYTES)
+    before = cold.pages()
+    state = wl.load(checkpoint, device="null", method=method, cache="drop", workers=workers, engine=engine)
+    after = cold.pages()
+    lost = [page for page, was in enumerate(before) if was and not after[page]]
+    gained = sum(now & ~was & 1 for was, now in zip(before, after, strict=True))
+    # The kernel itself may take or move a page now and then.
+    assert len(lost) <= sum(before) // 500, f"of {sum(before)} pages that were cached these are gone: {lost}"
+    assert gained * PAGE_BYTES < cold.size // 100
+    report = state.report
+    assert report.cache_decided == "drop"
+    assert report.page_cache_before_bytes == pytest.approx(sum(before) * PAGE_BYTES, abs=PAGE_BYTES)
+    assert report.page_cache_after_bytes == pytest.approx(sum(after) * PAGE_BYTES, abs=PAGE_BYTES)
+    if method == "auto":
+        resident = sum(before) * PAGE_BYTES
+        through_cache = report.method_used["buffered"]
+        assert resident - 8 * MIB <= through_cache <= resident or not report.method_used["direct"]
+
+
+@pytest.mark.parametrize("method", ["auto", "buffered"])
+def test_keep_lets_the_file_stay_and_the_next_load_uses_it(cold: Cold, method: str) -> None:
+    checkpoint = cold.evict()
+    first = wl.load(checkpoint, device="null", method=method, cache="keep").report
+    assert first.page_cache_before_bytes is not None
+    assert first.page_cache_before_bytes < cold.size // 100
+    assert first.cache_decided == "keep"
+    cached = cold.cached()
+    assert cached is not None
+    assert cached > 0.98 * cold.size
+    second = wl.load(checkpoint, device="null").report
+    assert second.method_used["direct"] <= 0.03 * cold.size
+    assert "page cache" in second.reason
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_direct_reads_do_not_fill_the_cache(cold: Cold, engine: str) -> None:
+    checkpoint = cold.evict()
+    report = wl.load(checkpoint, device="null", method="direct", cache="keep", engine=engine, digest=True).report
+    if not report.method_used["direct"]:
+        pytest.skip(report.reason)
+    assert report.digests == {spec.name: tensor_digest(spec) for spec in SPECS}
+    cached = cold.cached()
+    assert cached is not None
+    assert cached < cold.size // 100

@@ -1,0 +1,35 @@
+"""Finding the tensor at a place in a file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from weightlift.formats import describe
+from weightlift.testing import TensorSpec, write_checkpoint
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_the_tensor_at_an_offset(tmp_path: Path) -> None:
+    specs = [
+        TensorSpec("a", "U8", (10,)),
+        TensorSpec("none", "F32", (0,)),
+        TensorSpec("b", "U8", (1,)),
+        TensorSpec("c", "U8", (5,)),
+        TensorSpec("nothing", "U8", (0, 4)),
+    ]
+    description = describe(write_checkpoint(tmp_path, specs, shards=1, sort=False))
+    begin = description.offsets[0]
+    found = [description.tensor_at(0, begin + position) for position in range(-1, 18)]
+    assert found == [None] + 10 * ["a"] + ["b"] + 5 * ["c"] + 2 * [None]
+
+
+def test_each_shard_has_its_own_offsets(tmp_path: Path) -> None:
+    specs = [TensorSpec(f"t{n}", "U8", (100,)) for n in range(6)]
+    description = describe(write_checkpoint(tmp_path, specs, shards=3))
+    for info in description:
+        shard = description.shard_indexes[description.row(info.name)]
+        assert description.tensor_at(shard, info.offset) == info.name
+        assert description.tensor_at(shard, info.offset + 99) == info.name
+    assert description.tensor_at(2, 0) is None

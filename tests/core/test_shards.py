@@ -1,0 +1,93 @@
+"""Open shards: descriptors come and go together, and a shard is the file whose header was read."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+from typing import TYPE_CHECKING
+
+import pytest
+
+from weightlift.errors import FileChangedError, ReadError, TruncatedFileError
+from weightlift.formats import describe
+from weightlift.shards import OpenShards
+from weightlift.testing import TensorSpec, write_checkpoint
+from weightlift.testing.leaks import nothing_left_behind
+from weightlift.units import PAGE_BYTES
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from weightlift.description import Description
+
+
+@pytest.fixture
+def description(tmp_path: Path) -> Description:
+    specs = [TensorSpec(f"t{n}", "U8", (50_001,)) for n in range(3)]
+    return describe(write_checkpoint(tmp_path / "model", specs, shards=3))
+
+
+def test_only_the_shards_used_are_opened(description: Description, tmp_path: Path) -> None:
+    with nothing_left_behind(tmp_path):
+        with OpenShards(description, [2, 0], want_direct=True, want_mapping=True) as shards:
+            assert shards.sources[1].descriptor == shards.sources[1].direct_descriptor == -1
+            assert sorted(shards.mappings) == [0, 2]
+            for index in (0, 2):
+                source, path = shards.sources[index], description.shards[index].path
+                assert os.path.samestat(os.fstat(source.descriptor), path.stat())
+                assert ctypes.string_at(source.mapping_address, source.size_bytes) == path.read_bytes()
+                assert source.direct_descriptor >= 0 or not shards.facts[index].direct
+            with pytest.raises(TypeError):
+                shards.mappings[0][0] = 1
+            assert "1 more" in shards.names
+        with OpenShards(description, [], want_direct=True) as shards:
+            assert (shards.cached_before(), shards.cached_now()) == (0, 0)
+
+
+def test_a_shard_that_changed_closes_those_already_open(description: Description, tmp_path: Path) -> None:
+    with nothing_left_behind(tmp_path):
+        os.truncate(description.shards[2].path, 1000)
+        with pytest.raises(TruncatedFileError, match="shrank from 50,") as caught:
+            OpenShards(description, [0, 1, 2], want_direct=True, want_mapping=True)
+        assert (caught.value.path, caught.value.offset) == (description.shards[2].path, 1000)
+
+
+def test_a_change_while_reading_is_noticed_in_used_shards_only(description: Description) -> None:
+    with OpenShards(description, [0, 1], want_direct=False) as shards:
+        shards.check_unchanged()
+        description.shards[2].path.write_bytes(b"")
+        shards.check_unchanged()
+        status = description.shards[1].path.stat()
+        os.utime(description.shards[1].path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+        with pytest.raises(FileChangedError, match="written to while it was being read"):
+            shards.check_unchanged()
+
+
+def test_detached_shards_outlive_the_block(description: Description, tmp_path: Path) -> None:
+    with nothing_left_behind(tmp_path):
+        with OpenShards(description, [0], want_direct=False) as shards:
+            descriptor = shards.sources[0].descriptor
+            kept = shards.detach()
+        os.fstat(descriptor)
+        kept.close()
+        with pytest.raises(OSError, match="Bad file"):
+            os.fstat(descriptor)
+
+
+def test_too_many_open_files_is_a_read_error_with_a_hint(description: Description, tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with nothing_left_behind(tmp_path):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 1, hard))
+        try:
+            with pytest.raises((ReadError, OSError)) as caught:
+                OpenShards(description, [0, 1, 2], want_direct=True)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert isinstance(caught.value, ReadError), repr(caught.value)
+        assert "ulimit -n" in caught.value.hint
+
+
+def test_alignment_is_at_most_a_page(description: Description) -> None:
+    with OpenShards(description, [0], want_direct=True) as shards:
+        assert PAGE_BYTES % shards.sources[0].offset_alignment == 0

@@ -1,0 +1,79 @@
+"""The native engine keeps the guarantees of every engine, and what only compiled code can do."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from weightlift.engines import native
+from weightlift.engines.native import NativeEngine, native_library
+from weightlift.errors import UnsupportedError
+from weightlift.operations import FailureKind, ReadPath, Sink, SlotMemory
+from weightlift.testing.bench import FILE_BYTES
+from weightlift.testing.conformance import EngineConformance
+from weightlift.units import KIB
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from weightlift.operations import ShardSource
+    from weightlift.testing.bench import Bench
+
+
+@pytest.mark.native
+class TestNativeEngine(EngineConformance):
+    def make_engine(self, shards: Sequence[ShardSource], slots: SlotMemory, worker_room: int) -> NativeEngine:
+        library = native_library()
+        if isinstance(library, str):
+            pytest.skip(library)
+        return NativeEngine(shards, slots, worker_room)
+
+    @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="only Linux populates mappings before they are read")
+    def test_a_file_that_shrinks_under_its_mapping_is_a_failure(self, bench: Bench) -> None:
+        engine = self.start(bench)
+        os.truncate(bench.path, FILE_BYTES // 2)
+        engine.submit([bench.extent(ReadPath.MAPPED, Sink.DISCARD, FILE_BYTES - 100 * KIB, 100 * KIB)])
+        failure = self._failure(engine)
+        assert (failure.extent, failure.kind) == (0, FailureKind.END_OF_FILE)
+
+    def test_memory_that_cannot_be_populated_is_a_failure(self, bench: Bench) -> None:
+        engine = self.start(bench)
+        nowhere = bench.extent(ReadPath.BUFFERED, Sink.PLACE, 0, 64 * KIB, fresh=True)._replace(address=64 * KIB)
+        engine.submit([nowhere])
+        failure = self._failure(engine)
+        assert failure.kind in {FailureKind.MEMORY, FailureKind.READ}
+        assert failure.error_number
+
+
+@pytest.fixture
+def forgotten_library() -> Iterator[None]:
+    native_library.cache_clear()
+    yield
+    native_library.cache_clear()
+
+
+def test_a_library_that_is_not_there_is_said_in_a_sentence(
+    forgotten_library: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WEIGHTLIFT_ENGINE_LIBRARY", str(tmp_path / "engine.so"))
+    assert native_library() == "the native engine was not built (engine.so is not there)"
+    with pytest.raises(UnsupportedError, match="was not built") as caught:
+        NativeEngine([], SlotMemory(0, 0, 0), 1)
+    assert "python" in caught.value.hint
+
+
+def test_a_library_that_does_not_load_is_said_in_a_sentence(
+    forgotten_library: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "engine.so").write_bytes(b"not a library")
+    monkeypatch.setenv("WEIGHTLIFT_ENGINE_LIBRARY", str(tmp_path / "engine.so"))
+    assert "could not be loaded" in str(native_library())
+
+
+@pytest.mark.native
+def test_a_library_of_another_version_is_refused(forgotten_library: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_ABI", 999)
+    assert "another version" in str(native_library())
