@@ -12,6 +12,11 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+# Failures inside the public conformance kit shall read like failures in a test; it must not have been imported before.
+pytest.register_assert_rewrite(
+    "weightlift.testing.bench", "weightlift.testing.conformance", "weightlift.testing.target_conformance"
+)
+
 # How long an example takes depends on the machine, and no test judges time.
 hypothesis.settings.register_profile("weightlift", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("weightlift")

@@ -3,22 +3,50 @@
 >>> import weightlift as wl
 >>> state = wl.load("path/to/model")            # doctest: +SKIP
 >>> state.report.reason                         # doctest: +SKIP
+
+Names are imported when first used, so that importing the package costs next to nothing.
 """
 
-from weightlift import errors
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from weightlift._version import __version__
-from weightlift.api import Checkpoint, StateDict, load, load_into, open, stream
-from weightlift.description import TensorInfo
-from weightlift.errors import WeightliftError
-from weightlift.options import LoadOptions
-from weightlift.types import LoadReport
+
+if TYPE_CHECKING:
+    from weightlift import errors
+    from weightlift.api import Checkpoint, StateDict, load, load_into, open, stream
+    from weightlift.description import TensorInfo
+    from weightlift.errors import WeightliftError
+    from weightlift.modules import LoadIntoResult
+    from weightlift.options import LoadOptions
+    from weightlift.streaming import TensorStream
+    from weightlift.types import LoadReport
+
+_HOMES = {
+    "Checkpoint": "weightlift.api",
+    "LoadIntoResult": "weightlift.modules",
+    "LoadOptions": "weightlift.options",
+    "LoadReport": "weightlift.types",
+    "StateDict": "weightlift.api",
+    "TensorInfo": "weightlift.description",
+    "TensorStream": "weightlift.streaming",
+    "WeightliftError": "weightlift.errors",
+    "load": "weightlift.api",
+    "load_into": "weightlift.api",
+    "open": "weightlift.api",
+    "stream": "weightlift.api",
+}
 
 __all__ = [
     "Checkpoint",
+    "LoadIntoResult",
     "LoadOptions",
     "LoadReport",
     "StateDict",
     "TensorInfo",
+    "TensorStream",
     "WeightliftError",
     "__version__",
     "errors",
@@ -27,3 +55,18 @@ __all__ = [
     "open",
     "stream",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "errors":
+        return importlib.import_module("weightlift.errors")
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'weightlift' has no attribute {name!r}")
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -6,7 +6,7 @@ import errno
 import os
 from typing import TYPE_CHECKING, NoReturn
 
-from weightlift.errors import InsufficientMemoryError, ReadError, WeightliftError, printable
+from weightlift.errors import EngineError, InsufficientMemoryError, ReadError, WeightliftError, printable
 from weightlift.operations import FailureKind
 from weightlift.units import format_bytes
 
@@ -45,6 +45,14 @@ def raise_failure(failure: Failure, extent: Extent, description: Description, sh
             path=shard.path,
             tensor=tensor,
         )
+    if failure.kind is FailureKind.INTERNAL:
+        raise EngineError(
+            f"{shard.path}: a worker failed at byte {failure.offset:,}, in {_named(tensor)}: {failure.cause!r}",
+            hint="this is a defect: please report it with the traceback",
+            path=shard.path,
+            tensor=tensor,
+            offset=failure.offset,
+        ) from failure.cause
     error: WeightliftError = ReadError(
         f"{shard.path}: reading {failure.length:,} bytes at byte {failure.offset:,} failed, in {_named(tensor)}: "
         f"{os.strerror(failure.error_number)} ({errno.errorcode.get(failure.error_number, 'errno')} "

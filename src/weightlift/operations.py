@@ -44,6 +44,7 @@ class FailureKind(enum.IntEnum):
     READ = 1
     END_OF_FILE = 2
     MEMORY = 3
+    INTERNAL = 4
 
 
 COPY_FIELDS = 3
@@ -147,6 +148,7 @@ class Failure(NamedTuple):
         error_number: ``errno``, 0 at the end of a file.
         offset: where in the file.
         length: bytes of the chunk that was being read.
+        cause: for ``INTERNAL``, what a worker raised.
     """
 
     extent: int
@@ -154,6 +156,7 @@ class Failure(NamedTuple):
     error_number: int
     offset: int
     length: int
+    cause: BaseException | None = None
 
 
 Event = ExtentDone | ChunkReady | Failure

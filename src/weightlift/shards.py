@@ -11,15 +11,17 @@ import ctypes
 import errno
 import mmap
 import os
+import time
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from weightlift.description import FileIdentity
 from weightlift.errors import AccessError, CheckpointNotFoundError, FileChangedError, ReadError, TruncatedFileError
 from weightlift.host import kernel, residency, storage
 from weightlift.operations import ShardSource
 from weightlift.plan import GRANULE_BYTES, ShardFacts
-from weightlift.units import PAGE_BYTES
+from weightlift.units import KIB, PAGE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +29,11 @@ if TYPE_CHECKING:
 
     from weightlift.description import Description, Shard
     from weightlift.host.residency import CountCached
+
+
+_SWEEPS_MAX: Final = 20
+_SWEEP_PAUSE_SECONDS: Final = 0.005
+_SWEPT_BYTES: Final = 64 * KIB
 
 
 class OpenShards:
@@ -82,7 +89,7 @@ class OpenShards:
         descriptor = _open_file(shard.path, os.O_RDONLY)
         self._stack.callback(kernel.close_quickly, descriptor)
         _check_identity(shard, descriptor, "since its header was read")
-        access, direct_descriptor = storage.open_direct(shard.path) if want_direct else (None, -1)
+        access, direct_descriptor = self._open_direct(shard.path) if want_direct else (None, -1)
         if direct_descriptor >= 0:
             self._stack.callback(kernel.close_quickly, direct_descriptor)
         cached = None
@@ -116,6 +123,18 @@ class OpenShards:
                 cached,
             )
         )
+
+    @staticmethod
+    def _open_direct(path: Path) -> tuple[storage.DirectAccess, int]:
+        access, descriptor = storage.open_direct(path)
+        if descriptor >= 0 and access.offset_alignment > PAGE_BYTES:
+            # Slots and regions leave a page of room around what is read, no more.
+            kernel.close_quickly(descriptor)
+            reason = (
+                f"it wants direct reads aligned to {access.offset_alignment} bytes, more than the {PAGE_BYTES} used"
+            )
+            return replace(access, supported=False, reason=reason), -1
+        return access, descriptor
 
     def probe_uncached(self) -> None:
         """Find out which shards take uncached buffered reads; until asked, none is known to."""
@@ -157,10 +176,19 @@ class OpenShards:
         return None if None in counts else sum(count for count in counts if count is not None)
 
     def sweep(self) -> None:
-        """Drop from the page cache what was not in it when the shards were opened, and only that."""
+        """Drop from the page cache what was not in it when the shards were opened, and only that.
+
+        Read-ahead that is still under way is skipped by the kernel and arrives afterwards, so the sweep is repeated for
+        a moment until nothing to speak of is left.
+        """
         for index, ranges in self._absent.items():
-            if ranges:
-                residency.sweep(self.sources[index].descriptor, ranges)
+            descriptor = self.sources[index].descriptor
+            for _ in range(_SWEEPS_MAX if ranges else 0):
+                residency.sweep(descriptor, ranges)
+                left = residency.cached_in(descriptor, ranges)
+                if left is None or left <= _SWEPT_BYTES:
+                    break
+                time.sleep(_SWEEP_PAUSE_SECONDS)
 
     def check_unchanged(self) -> None:
         """Raise :class:`FileChangedError` if a shard was written to or truncated while it was read."""

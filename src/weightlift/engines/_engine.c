@@ -211,6 +211,7 @@ static outcome read_direct(const wl_shard *shard, uint8_t *buffer, uint64_t offs
 /* Populating first turns a file that shrank under its mapping into an error instead of a SIGBUS; a shrink between the
  * two calls is not covered. */
 static outcome read_mapped(const wl_shard *shard, uint8_t *buffer, uint64_t offset, uint64_t length) {
+    if (offset + length > shard->size) return (outcome){FAILURE_END_OF_FILE, 0, shard->size};
     uint8_t *source = (uint8_t *)at(shard->mapping) + offset;
 #ifdef __linux__
     uint8_t *first = (uint8_t *)at(align_down((uint64_t)(uintptr_t)source, PAGE));

@@ -23,6 +23,8 @@ from weightlift.operations import (
     Event,
     Extent,
     ExtentDone,
+    Failure,
+    FailureKind,
     ReadPath,
     ShardSource,
     ShardUse,
@@ -265,7 +267,12 @@ class PythonEngine:
                     self._news.notify_all()
                     return
                 self._activity[index] = (chunk.extent.shard, chunk.offset, chunk.length, time.monotonic())
-            outcome = self._mover.move(chunk)
+            try:
+                outcome = self._mover.move(chunk)
+            except BaseException as err:  # noqa: BLE001 # a worker that dies silently would leave the caller waiting
+                kind = FailureKind.MEMORY if isinstance(err, MemoryError) else FailureKind.INTERNAL
+                failure = Failure(chunk.index, kind, errno.ENOMEM, chunk.offset, chunk.length, err)
+                outcome = Outcome(failure=failure)
             with self._lock:
                 del self._activity[index]
                 self._finish(chunk, outcome)

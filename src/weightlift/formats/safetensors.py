@@ -15,6 +15,7 @@ from weightlift.dtypes import SAFETENSORS
 from weightlift.errors import HeaderError, TruncatedFileError, printable
 from weightlift.formats.columns import ShardContents
 from weightlift.formats.files import recognise_other_kind, shown_path
+from weightlift.formats.header_decoder import decode
 from weightlift.types import HeaderRules
 
 if TYPE_CHECKING:
@@ -116,7 +117,6 @@ def parse_header(header: bytes, *, path: Path, file_size: int, rules: HeaderRule
         TruncatedFileError: the tensors do not fit the file.
     """
     # Imported here because msgspec is not needed, and not loaded, until a header is read.
-    from weightlift.formats.header_decoder import decode
     from weightlift.formats.header_scanner import scan
 
     is_plain = rules is not HeaderRules.STRICT or header[:1] == b"{"

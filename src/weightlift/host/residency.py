@@ -238,6 +238,22 @@ def _page_runs(fd: int, offset: int, length: int) -> Iterator[ResidencyRun]:
             first = after
 
 
+def cached_in(fd: int, ranges: Iterable[tuple[int, int]]) -> int | None:
+    """Cached bytes of some ranges of a file together; ``None`` if the system will not tell.
+
+    Args:
+        fd: a file open for reading.
+        ranges: offset and length in bytes of each.
+    """
+    total = 0
+    for offset, length in ranges:
+        cached = _cached_bytes(fd, align_down(offset, kernel.PAGE_SIZE), length)
+        if cached is None:
+            return None
+        total += cached
+    return total
+
+
 def sweep(fd: int, ranges: Iterable[tuple[int, int]]) -> None:
     """Drop ranges of a file from the page cache; pages in use elsewhere stay, so check residency afterwards.
 

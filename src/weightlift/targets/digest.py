@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from weightlift.errors import MissingExtraError
@@ -55,6 +54,8 @@ class DigestTarget:
         self._hashers: dict[int, Any] = {}
         self._expected: dict[int, int] = {}
         self._early: dict[int, dict[int, ChunkReady]] = {}
+        from concurrent.futures import ThreadPoolExecutor
+
         self._pools = [ThreadPoolExecutor(1, thread_name_prefix="weightlift-digest") for _ in range(max(1, threads))]
         self.digests: dict[str, str] = {description.names[row]: self._new(b"").hexdigest() for row in self._empty}
 
@@ -102,5 +103,7 @@ class DigestTarget:
 
 def digest_tensors(buffers: Mapping[str, Any], threads: int) -> dict[str, str]:
     """Digests of tensors that lie in memory, several at a time."""
+    from concurrent.futures import ThreadPoolExecutor
+
     with ThreadPoolExecutor(max(1, threads), thread_name_prefix="weightlift-digest") as pool:
         return dict(zip(buffers, pool.map(digest_of, buffers.values()), strict=True))

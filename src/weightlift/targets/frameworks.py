@@ -6,6 +6,7 @@ the last dimension, else flat; the table is in :mod:`weightlift.dtypes`.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib
 import math
@@ -15,6 +16,8 @@ from weightlift.errors import MissingExtraError, OptionError, UnsupportedDtypeEr
 from weightlift.types import Framework
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from weightlift.dtypes import DType
 
 FLOATING = frozenset(("F16", "BF16", "F32", "F64", "F8_E5M2", "F8_E4M3", "F8_E5M2FNUZ", "F8_E4M3FNUZ", "F8_E8M0"))
@@ -106,6 +109,7 @@ class TorchMaker:
     def __init__(self) -> None:
         self._torch = importlib.import_module("torch")
         self._types: dict[str, Any] = {}
+        self._view = _numpy_views(self._torch)
 
     def stored_dtype(self, dtype: DType) -> Any:
         """See :class:`TensorMaker`."""
@@ -129,6 +133,9 @@ class TorchMaker:
         count = math.prod(shape)
         if count == 0:
             return self._torch.empty(shape, dtype=kind)
+        viewed = self._view(buffer, offset, dtype, shape) if self._view else None
+        if viewed is not None:
+            return viewed
         return self._torch.frombuffer(buffer, dtype=kind, count=count, offset=offset).view(shape)
 
     def empty(self, dtype: Any, shape: tuple[int, ...], device: str) -> Any:
@@ -161,6 +168,58 @@ class TorchMaker:
         """See :class:`TensorMaker`."""
         source = self._torch.frombuffer(buffer, dtype=self.stored_dtype(dtype), count=elements)
         flat[first : first + elements].copy_(source)
+
+
+_DLPACK_TYPE_CODE_AT = 20
+"""Where a ``DLManagedTensor`` holds its type code: behind data pointer, device (two ints) and number of dimensions."""
+
+_DLPACK_FLOAT_CODES = {"BF16": 4, "F8_E4M3": 10, "F8_E4M3FNUZ": 11, "F8_E5M2": 12, "F8_E5M2FNUZ": 13, "F8_E8M0": 14}
+"""``DLDataTypeCode`` of the types that numpy lacks (dlpack.h); torch versions that do not know one refuse it."""
+
+
+def _numpy_views(torch: Any) -> Callable[[Any, int, DType, tuple[int, ...]], Any] | None:
+    """A way to make torch tensors that does not release the interpreter lock, or ``None`` without numpy.
+
+    Every operation of torch, ``view`` too, releases the lock, and getting it back from a busy thread takes a switch
+    interval: seconds for a checkpoint of a few hundred tensors. ``from_numpy`` and ``from_dlpack`` do not. Types that
+    numpy lacks travel as integers of their size and get their type in the DLPack capsule.
+    """
+    try:
+        numpy = importlib.import_module("numpy")
+    except ImportError:
+        return None
+    from_dlpack, from_numpy, ndarray = torch.utils.dlpack.from_dlpack, torch.from_numpy, numpy.ndarray
+    pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
+    pointer_of.restype, pointer_of.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
+
+    def through_dlpack(buffer: Any, offset: int, dtype: DType, shape: tuple[int, ...]) -> Any:
+        code = _DLPACK_FLOAT_CODES[dtype.name]
+        capsule = ndarray(shape, f"i{dtype.block_bytes}", buffer, offset).__dlpack__()
+        ctypes.c_uint8.from_address(pointer_of(capsule, b"dltensor") + _DLPACK_TYPE_CODE_AT).value = code
+        return from_dlpack(capsule)
+
+    def through_numpy(buffer: Any, offset: int, dtype: DType, shape: tuple[int, ...]) -> Any:
+        return from_numpy(ndarray(shape, dtype.numpy, buffer, offset))
+
+    def known(dtype: DType) -> Callable[[Any, int, DType, tuple[int, ...]], Any] | None:
+        if dtype.block_elements > 1 or dtype.torch is None or not hasattr(torch, dtype.torch):
+            return None
+        way = through_dlpack if dtype.name in _DLPACK_FLOAT_CODES else through_numpy
+        try:
+            sample = way(bytearray(dtype.block_bytes), 0, dtype, (1,))
+        except (RuntimeError, TypeError, ValueError, BufferError):
+            return None
+        return way if sample.dtype == getattr(torch, dtype.torch) else None
+
+    ways: dict[str, Callable[[Any, int, DType, tuple[int, ...]], Any] | None] = {}
+
+    def view(buffer: Any, offset: int, dtype: DType, shape: tuple[int, ...]) -> Any:
+        if dtype.name not in ways:
+            ways[dtype.name] = known(dtype)
+        way = ways[dtype.name]
+        return way(buffer, offset, dtype, shape) if way else None
+
+    return view
 
 
 class NumpyMaker:
