@@ -40,6 +40,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", default=",".join(NAMES), help=f"sections, with commas: {', '.join(NAMES)}")
     parser.add_argument("--rounds", type=int, default=5, help="runs of every case (default 5)")
     parser.add_argument("--size", type=float, default=2.0, help="GiB of the main checkpoint; `large` has twice that")
+    parser.add_argument("--match", default="*", help="only cases whose name matches this glob, and what compares them")
     parser.add_argument("--quick", action="store_true", help="a smoke run: 0.25 GiB, 2 rounds, a short sweep")
     parser.add_argument("--checkpoint", type=Path, help="measure this file or folder where it lies; no disk is made")
     parser.add_argument("--folder", type=Path, help="make the checkpoints here instead of on a disk of memory")
@@ -90,10 +91,10 @@ def note(number: int, case: harness.Case, run: claims.Run) -> None:
     tables.CONSOLE.print(f"  round {number + 1}  {case.name}: {said}", highlight=False, markup=False)
 
 
-def run_section(name: str, context: sections.Context, count: int) -> dict[str, Any]:
+def run_section(name: str, context: sections.Context, count: int, match: str) -> dict[str, Any]:
     """Measure one section, print its tables and return its results."""
     make, _ = sections.SECTIONS[name]
-    section = make(context)
+    section = sections.only(make(context), match)
     title = (make.__doc__ or name).splitlines()[0].rstrip(".")
     runs = harness.rounds(section.cases, count, note)
     result: dict[str, Any] = {
@@ -163,7 +164,11 @@ def main() -> None:
             rows = results.get("raw", {}).get("rows", [])
             tuning = tune_peers(context) if name == "peers" and not chosen.quick else {}
             context = sections.Context(made, context.program, rows, tuning)
-            result = run_sweep(context, chosen.quick) if name == "raw" else run_section(name, context, chosen.rounds)
+            result = (
+                run_sweep(context, chosen.quick)
+                if name == "raw"
+                else run_section(name, context, chosen.rounds, chosen.match)
+            )
             results[name] = {"taken": taken, "tuning": tuning} | result
             chosen.output.parent.mkdir(parents=True, exist_ok=True)
             chosen.output.write_text(json.dumps(results, indent=1) + "\n")

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
 SOURCE = Path(__file__).resolve().parent / "raw_read.c"
-THREADS = (1, 2, 3, 4, 8)
-CHUNKS = (MIB // 4, MIB, 2 * MIB, 4 * MIB, 8 * MIB, 16 * MIB)
+THREADS = (1, 2, 4, 8)
+CHUNKS = (MIB, 2 * MIB, 4 * MIB, 8 * MIB)
 MEMORIES = ("reused", "fresh", "fresh-huge")
 METHODS = {CacheState.COLD: ("direct", "buffered", "dontcache"), CacheState.WARM: ("buffered",)}
 KEPT_POINTS = 2

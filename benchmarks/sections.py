@@ -6,6 +6,7 @@ Pure data out of a context; nothing here runs or prints anything. A section's do
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import itertools
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,17 @@ class Section:
     cases: tuple[Case, ...]
     ratios: tuple[Ratio, ...] = ()
     limits: tuple[Limit, ...] = ()
+
+
+def only(section: Section, match: str) -> Section:
+    """The part of a section whose cases' names match a glob; a comparison stays if both of its sides do."""
+    cases = tuple(case for case in section.cases if fnmatch.fnmatchcase(case.name, match))
+    kept = {case.name for case in cases}
+    return Section(
+        cases,
+        tuple(ratio for ratio in section.ratios if kept.issuperset((*ratio.over, *ratio.under))),
+        tuple(limit for limit in section.limits if limit.case in kept),
+    )
 
 
 def load(name: str, checkpoint: Checkpoint, state: CacheState, *, device: str = "cpu", **rest: Any) -> Case:

@@ -26,19 +26,19 @@ if TYPE_CHECKING:
 
 def weightlift(request: Mapping[str, Any]) -> Load:
     """``weightlift.load`` with the request's options as its keywords."""
-    import weightlift as library
+    from weightlift import load
 
     options = dict(request["options"])
     if options.get("device") != "null" and options.get("framework") == "torch":
         import torch  # noqa: F401  (its import is no part of a load)
-    return lambda: library.load(request["path"], **options)
+    return lambda: load(request["path"], **options)
 
 
 def weightlift_open(request: Mapping[str, Any]) -> Load:
     """``weightlift.open``: headers only."""
-    import weightlift as library
+    from weightlift import open as open_checkpoint
 
-    return lambda: library.open(request["path"])
+    return lambda: open_checkpoint(request["path"])
 
 
 def safetensors(request: Mapping[str, Any]) -> Load:
