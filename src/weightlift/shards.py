@@ -198,7 +198,7 @@ class OpenShards:
     def describe_end_of_file(self, index: int, offset: int, tensor: str | None) -> TruncatedFileError:
         """The error for a shard that ended at ``offset``."""
         shard = self._description.shards[index]
-        size = os.fstat(self.sources[index].descriptor).st_size
+        size = kernel.file_status(self.sources[index].descriptor).size_bytes
         wanted = shard.identity.size_bytes
         return TruncatedFileError(
             f"{shard.path}: the file ends at byte {size:,} but its header describes {wanted:,} "
@@ -257,8 +257,7 @@ def _open_file(path: Path, flags: int) -> int:
 
 
 def _check_identity(shard: Shard, descriptor: int, when: str) -> None:
-    status = os.fstat(descriptor)
-    found = FileIdentity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    found = FileIdentity(*kernel.file_status(descriptor))
     known = shard.identity
     if found == known:
         return

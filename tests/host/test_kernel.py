@@ -120,3 +120,28 @@ def test_advice_to_populate_is_understood_by_the_kernel() -> None:
             pytest.skip(f"this kernel cannot populate on request: {err}")
     assert kernel.MADV_HUGEPAGE == mmap.MADV_HUGEPAGE
     assert kernel.MADV_DONTNEED == mmap.MADV_DONTNEED
+
+
+class TestFileStatus:
+    def test_it_is_what_fstat_says(self, tmp_path: Path) -> None:
+        path = tmp_path / "file"
+        path.write_bytes(b"seventeen bytes.!")
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            before = os.fstat(fd)
+            assert kernel.file_status(fd) == (before.st_dev, before.st_ino, 17, before.st_mtime_ns)
+            os.utime(path, ns=(1, 1_234_567_890_123_456_789))
+            assert kernel.file_status(fd).modified_ns == 1_234_567_890_123_456_789
+        finally:
+            os.close(fd)
+
+    def test_without_statx_fstat_answers(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        path = tmp_path / "file"
+        path.write_bytes(b"four")
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            known = kernel.file_status(fd)
+            monkeypatch.setattr(kernel, "_libc", lambda **_: None)
+            assert kernel.file_status(fd) == known
+        finally:
+            os.close(fd)

@@ -195,7 +195,9 @@ class TestSweep:
         monkeypatch.setattr(kernel, "advise_dont_need", lambda _, *where: calls.append(where))
         with path.open("rb") as file:
             half = PAGE_SIZE // 2
-            residency.sweep(file.fileno(), [(PAGE_SIZE, half), (PAGE_SIZE + half, half), (4 * PAGE_SIZE, 8 * PAGE_SIZE)])
+            residency.sweep(
+                file.fileno(), [(PAGE_SIZE, half), (PAGE_SIZE + half, half), (4 * PAGE_SIZE, 8 * PAGE_SIZE)]
+            )
             assert calls == [(PAGE_SIZE, PAGE_SIZE), (4 * PAGE_SIZE, 8 * PAGE_SIZE)]
             calls.clear()
             residency.sweep(file.fileno(), [])

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 from weightlift.description import FileIdentity
 from weightlift.errors import AccessError, CheckpointNotFoundError, FileChangedError, NotACheckpointError, ReadError
 from weightlift.errors import printable as _printable
+from weightlift.host import kernel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -88,7 +89,7 @@ def open_file(path: Path) -> Iterator[OpenFile]:
         head = _read_exactly(path, descriptor, 0, min(HEAD_BYTES, status.st_size))
         yield OpenFile(path, descriptor, identity, head)
     finally:
-        os.close(descriptor)
+        kernel.close_quickly(descriptor)
 
 
 def file_status(path: Path) -> os.stat_result:

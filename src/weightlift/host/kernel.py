@@ -11,6 +11,7 @@ import errno
 import functools
 import mmap
 import os
+import struct
 import sys
 from typing import Final, NamedTuple
 
@@ -33,6 +34,12 @@ _OWN_NUMBERING: Final = ("alpha", "mips")
 _AT_EMPTY_PATH: Final = 0x1000
 _STATX_DIOALIGN: Final = 0x2000
 _STATX_BYTES: Final = 256
+_STATX_BASIC_STATS: Final = 0x7FF
+_STATX_INODE_AT: Final = 32
+_STATX_INODE_SIZE_MODIFIED: Final = struct.Struct("=QQ64xqI")
+"""Inode and size; past blocks, attributes and the times of access, birth and change, the time of modification."""
+_STATX_DEVICE_AT: Final = 136
+_STATX_DEVICE: Final = struct.Struct("=II")
 _STATX_MEMORY_ALIGNMENT_AT: Final = 152
 _STATX_OFFSET_ALIGNMENT_AT: Final = 156
 
@@ -113,6 +120,32 @@ def cachestat(fd: int, offset: int, length: int) -> CacheStat | None:
             return None
         raise _failure("cachestat")
     return CacheStat(*counts)
+
+
+class FileStatus(NamedTuple):
+    """What tells one state of one file from another."""
+
+    device: int
+    inode: int
+    size_bytes: int
+    modified_ns: int
+
+
+def file_status(fd: int) -> FileStatus:
+    """The status of an open file, as ``os.fstat`` gives it; the interpreter lock is held, see :func:`_libc`.
+
+    Raises:
+        OSError: the file cannot be asked.
+    """
+    statx = getattr(_libc(held=True), "statx", None)
+    if statx is not None:
+        buffer = ctypes.create_string_buffer(_STATX_BYTES)
+        if statx(fd, b"", _AT_EMPTY_PATH, _STATX_BASIC_STATS, buffer) == 0:
+            inode, size, *_, seconds, nanoseconds = _STATX_INODE_SIZE_MODIFIED.unpack_from(buffer, _STATX_INODE_AT)
+            major, minor = _STATX_DEVICE.unpack_from(buffer, _STATX_DEVICE_AT)
+            return FileStatus(os.makedev(major, minor), inode, size, seconds * 10**9 + nanoseconds)
+    status = os.fstat(fd)
+    return FileStatus(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def statx_direct_alignment(fd: int) -> tuple[int, int] | None:

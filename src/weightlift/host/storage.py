@@ -103,7 +103,7 @@ def _try_direct(fd: int, path: str | os.PathLike[str]) -> DirectAccess:
         stated = None
     if stated == (0, 0):
         return _refused(f"the file system {file_system(path)} states that this file cannot be read directly (statx)")
-    if os.fstat(fd).st_size == 0:
+    if kernel.file_status(fd).size_bytes == 0:
         return _refused("the file is empty, so a direct read of it cannot be tried")
     # What statx states is tried as it is; a file system that states less than it takes gets a second, coarser trial.
     coarse = (_UNKNOWN_ALIGNMENT, _UNKNOWN_ALIGNMENT)
@@ -147,7 +147,7 @@ def probe_dontcache(fd: int) -> bool:
     # A read of one byte at the end of the file is judged by the kernel (0 on ext4, EOPNOTSUPP on tmpfs) and touches no
     # page. A read into an empty buffer returns 0 even on tmpfs, and one byte inside the file starts read-ahead.
     try:
-        os.preadv(fd, [bytearray(1)], os.fstat(fd).st_size, _RWF_DONTCACHE)
+        os.preadv(fd, [bytearray(1)], kernel.file_status(fd).size_bytes, _RWF_DONTCACHE)
     except (OSError, NotImplementedError):
         return False
     return True
