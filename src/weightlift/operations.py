@@ -81,6 +81,8 @@ class Extent(NamedTuple):
         fresh: the destination has never been touched; it is populated in large pages before the read.
         drop_behind: the page cache of the range was empty before and is to be emptied after each chunk.
         resident: the range was in the page cache when the plan was made.
+        lane: one worker reads the extent from end to end, with a descriptor of its own, so that the system's
+            read-ahead, which is kept per open file, sees one sequential reader. Not for ``HAND_OVER``.
         tag: which of the wanted ranges it belongs to; engines do not look at it.
     """
 
@@ -94,6 +96,7 @@ class Extent(NamedTuple):
     fresh: bool = False
     drop_behind: bool = False
     resident: bool = False
+    lane: bool = False
     tag: int = 0
 
 

@@ -180,10 +180,10 @@ class Transfer:
         target.close()
         self._targets.remove(target)
 
-    def events(self) -> list[Event]:
-        """What the engine has to tell, waiting a moment for it; a failure is raised as its typed error."""
+    def events(self, *, wait: bool = True) -> list[Event]:
+        """What the engine has to tell, waiting a moment for it or not; a failure is raised as its typed error."""
         assert self._engine is not None
-        events = self._engine.poll(_TICK_SECONDS)
+        events = self._engine.poll(_TICK_SECONDS if wait else 0.0)
         for event in events:
             if isinstance(event, Failure):
                 self._fail(event)

@@ -23,6 +23,11 @@ GRANULE_BYTES: Final = 1 * MIB
 """Resolution at which the page cache is looked at, and so of the choice between paths."""
 
 _INTERLEAVE_BYTES: Final = 4 * MIB
+_FOLIO_BYTES: Final = 2 * MIB
+"""Largest unit the page cache keeps a file in: an uncached read that ends inside one drops it for the next read."""
+_LANES_MIN: Final = 16
+_LANE_BYTES_MIN: Final = 8 * MIB
+_LANE_BYTES_MAX: Final = 64 * MIB
 _ELEMENT_BYTES_MAX: Final = 16
 _SPARE_FRACTION: Final = 0.2
 """Part of the headroom that tensors and kept page cache together must leave untouched."""
@@ -203,7 +208,24 @@ def plan_extents(
         for tag, want in enumerate(wanted)
         for piece in _whole_elements(want, pieces(shards[want.shard], want.offset, want.length, method, keep=keep))
     ]
-    return extents if in_order else _interleave(extents)
+    if in_order:
+        return extents
+    stored_bytes = sum(extent.length for extent in extents if _needs_lane(extent))
+    lane_bytes = min(max(stored_bytes // _LANES_MIN, _LANE_BYTES_MIN), _LANE_BYTES_MAX)
+    return _interleave([part for extent in extents for part in _in_lanes(extent, lane_bytes)])
+
+
+def _needs_lane(extent: Extent) -> bool:
+    """Reads of storage through the page cache live on read-ahead, which wants one sequential reader per open file."""
+    through_cache = extent.path in {ReadPath.BUFFERED, ReadPath.DONTCACHE}
+    return through_cache and not extent.resident and extent.sink is not Sink.HAND_OVER
+
+
+def _in_lanes(extent: Extent, lane_bytes: int) -> Iterator[Extent]:
+    if _needs_lane(extent):
+        yield from (part._replace(lane=True) for part in _cut(extent, lane_bytes, _FOLIO_BYTES))
+    else:
+        yield extent
 
 
 def _whole_elements(want: Wanted, parts: Iterable[Piece]) -> Iterator[Piece]:
@@ -242,7 +264,7 @@ def _extent(want: Wanted, piece: Piece, tag: int) -> Extent:
         want.fresh and sink is Sink.PLACE,
         piece.drop_behind,
         piece.resident,
-        tag,
+        tag=tag,
     )
 
 
@@ -252,7 +274,10 @@ def _interleave(extents: list[Extent]) -> list[Extent]:
     cached = [extent for extent in extents if extent.resident]
     if not stored or not cached:
         return extents
-    lists = [list(_cut(stored)), list(_cut(cached))]
+    lists = [
+        [part for extent in kind for part in ([extent] if extent.lane else _cut(extent, _INTERLEAVE_BYTES, PAGE_BYTES))]
+        for kind in (stored, cached)
+    ]
     totals = [sum(extent.length for extent in part) for part in lists]
     result: list[Extent] = []
     done, taken = [0, 0], [0, 0]
@@ -267,12 +292,11 @@ def _interleave(extents: list[Extent]) -> list[Extent]:
     return result
 
 
-def _cut(extents: Iterable[Extent]) -> Iterator[Extent]:
-    for extent in extents:
-        start = extent.offset
-        end = extent.offset + extent.length
-        while start < end:
-            stop = min(align_down(start + _INTERLEAVE_BYTES, PAGE_BYTES), end)
-            address = extent.address + start - extent.offset if extent.sink is Sink.PLACE else 0
-            yield extent._replace(offset=start, length=stop - start, address=address)
-            start = stop
+def _cut(extent: Extent, step: int, alignment: int) -> Iterator[Extent]:
+    """An extent in parts of at most ``step`` bytes, cut at multiples of ``alignment`` in the file."""
+    start, end = extent.offset, extent.offset + extent.length
+    while start < end:
+        stop = min(max(align_down(start + step, alignment), start + 1), end)
+        address = extent.address + start - extent.offset if extent.sink is Sink.PLACE else 0
+        yield extent._replace(offset=start, length=stop - start, address=address)
+        start = stop

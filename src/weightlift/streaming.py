@@ -115,17 +115,22 @@ class TensorStream:
                 return None
             if self._flying[0].left == 0:
                 return self._flying.popleft()
-            for event in self._transfer.events():
-                if isinstance(event, ExtentDone):
-                    self._by_extent[event.extent].left -= 1
-                elif isinstance(event, ChunkReady):
-                    unit = self._by_extent[event.extent]
-                    unit.target.receive(event, self._transfer.tag(event.extent), self._transfer.release_slot)
+            self._take_events(wait=True)
             self._transfer.tick(in_host_memory=True)
+
+    def _take_events(self, *, wait: bool) -> None:
+        for event in self._transfer.events(wait=wait):
+            if isinstance(event, ExtentDone):
+                self._by_extent[event.extent].left -= 1
+            elif isinstance(event, ChunkReady):
+                unit = self._by_extent[event.extent]
+                unit.target.receive(event, self._transfer.tag(event.extent), self._transfer.release_slot)
 
     def _submit(self) -> None:
         """Hand units to the engine until the window is full or a finished one waits."""
         while self._pending:
+            # What has landed counts as finished only once its events are taken, so both are looked at together.
+            self._take_events(wait=False)
             finished_waits = any(unit.left == 0 for unit in self._flying)
             in_flight = self._submitted_bytes - self._transfer.landed_bytes()
             if self._flying and (finished_waits or in_flight >= _WINDOW_BYTES):

@@ -8,6 +8,8 @@
  * - One mutex guards all shared state. It is held for bookkeeping only, never across a system call that reads.
  * - Chunks are claimed in plan order, and a chunk that needs a slot is claimed together with one. So the oldest chunk not
  *   yet finished always has its slot, and a consumer that waits for chunks in order cannot deadlock.
+ * - A lane is an extent that one thread reads from end to end, with a descriptor and a slot of its own: read-ahead is
+ *   kept per open file, and threads that take turns on one make it guess wrong at half the speed.
  * - Threads block every signal: Ctrl-C belongs to the program's own threads.
  * - Nothing is allocated per chunk. Submitting grows the tables; reading does not.
  */
@@ -18,6 +20,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -41,7 +44,7 @@
 
 enum { PATH_DIRECT, PATH_BUFFERED, PATH_DONTCACHE, PATH_MAPPED, PATH_COUNT };
 enum { SINK_DISCARD, SINK_PLACE, SINK_COPY, SINK_HAND_OVER };
-enum { FLAG_FRESH = 1, FLAG_DROP_BEHIND = 2 };
+enum { FLAG_FRESH = 1, FLAG_DROP_BEHIND = 2, FLAG_LANE = 4 };
 enum { EVENT_EXTENT_DONE, EVENT_CHUNK, EVENT_FAILED };
 enum { FAILURE_NONE, FAILURE_READ, FAILURE_END_OF_FILE, FAILURE_MEMORY };
 enum { TIME_READ_STORAGE, TIME_READ_CACHE, TIME_POPULATE, TIME_COPY, TIME_WAIT_SLOT, TIME_COUNT };
@@ -98,6 +101,8 @@ typedef struct {
     pthread_t thread;
     uint32_t index;
     wl_activity activity;
+    int own_fd; /* of shard `own_shard` - 1, if that is not 0 */
+    uint32_t own_shard;
 } worker;
 
 struct wl_engine {
@@ -312,7 +317,11 @@ static void tell(wl_engine *engine, wl_event event) {
 
 static uint64_t chunk_end(const wl_engine *engine, const wl_extent *extent, uint64_t begin) {
     uint64_t limit = extent->offset + extent->length, end = begin + engine->chunk_bytes;
-    if (extent->sink == SINK_PLACE) {
+    if (extent->flags & FLAG_LANE) {
+        /* The page cache keeps files in units of up to a huge page, which uncached reads must not divide. */
+        uint64_t boundary = align_down(end, engine->chunk_bytes >= HUGE_PAGE ? HUGE_PAGE : PAGE);
+        if (boundary > begin) end = boundary;
+    } else if (extent->sink == SINK_PLACE) {
         /* Boundaries fall on page boundaries of the destination, on huge-page boundaries where chunks are that large. */
         uint64_t step = engine->chunk_bytes >= HUGE_PAGE ? HUGE_PAGE : PAGE;
         uint64_t address = extent->address + (begin - extent->offset);
@@ -325,6 +334,12 @@ static uint64_t chunk_end(const wl_engine *engine, const wl_extent *extent, uint
     return end < limit ? end : limit;
 }
 
+static void release_slot(wl_engine *engine, uint32_t slot) {
+    engine->free_slots[engine->free_count++] = slot;
+    /* All, since a signal could go to a thread above the limit, which would go on sleeping. */
+    pthread_cond_broadcast(&engine->work);
+}
+
 static int claim(wl_engine *engine, chunk *c) {
     if (engine->next_extent == engine->extent_count) return 0;
     const wl_extent *extent = &engine->extents[engine->next_extent];
@@ -334,19 +349,28 @@ static int claim(wl_engine *engine, chunk *c) {
     c->index = engine->next_extent;
     c->slot = wants_slot ? engine->free_slots[--engine->free_count] : UINT32_MAX;
     c->offset = engine->next_offset;
-    uint64_t end = chunk_end(engine, extent, c->offset);
+    uint64_t end = chunk_end(engine, extent, c->offset), extent_end = extent->offset + extent->length;
     c->length = end - c->offset;
     engine->next_offset = end;
-    if (end == extent->offset + extent->length && ++engine->next_extent < engine->extent_count)
+    if ((end == extent_end || extent->flags & FLAG_LANE) && ++engine->next_extent < engine->extent_count)
         engine->next_offset = engine->extents[engine->next_extent].offset;
     engine->counters.claimed_bytes += c->length;
     return 1;
 }
 
-static void release_slot(wl_engine *engine, uint32_t slot) {
-    engine->free_slots[engine->free_count++] = slot;
-    /* All, since a signal could go to a thread above the limit, which would go on sleeping. */
-    pthread_cond_broadcast(&engine->work);
+static int ends_extent(const chunk *c) { return c->offset + c->length == c->extent.offset + c->extent.length; }
+
+/* Goes on to the next chunk of the same lane, in the same slot; 0 where there is none or the engine is stopping. */
+static int follow_lane(wl_engine *engine, chunk *c) {
+    if (!(c->extent.flags & FLAG_LANE) || ends_extent(c)) return 0;
+    if (engine->stopping) {
+        if (c->slot != UINT32_MAX) release_slot(engine, c->slot);
+        return 0;
+    }
+    c->offset += c->length;
+    c->length = chunk_end(engine, &c->extent, c->offset) - c->offset;
+    engine->counters.claimed_bytes += c->length;
+    return 1;
 }
 
 static void fail(wl_engine *engine, const chunk *c, outcome result) {
@@ -370,7 +394,8 @@ static void finish(wl_engine *engine, const chunk *c, const work_done *done) {
         if (done->refused) shard->refused_errno = done->refused;
     }
     if (done->result.failure) {
-        if (c->slot != UINT32_MAX) release_slot(engine, c->slot);
+        /* The slot of a lane's chunk goes back where the lane ends, which it now does. */
+        if (c->slot != UINT32_MAX && (!(c->extent.flags & FLAG_LANE) || ends_extent(c))) release_slot(engine, c->slot);
         fail(engine, c, done->result);
         return;
     }
@@ -380,12 +405,30 @@ static void finish(wl_engine *engine, const chunk *c, const work_done *done) {
     if (c->extent.sink == SINK_HAND_OVER)
         tell(engine, (wl_event){.kind = EVENT_CHUNK, .extent = c->index, .slot = c->slot, .offset = c->offset,
                                 .length = c->length, .slot_delta = (uint32_t)done->delta});
-    else if (c->slot != UINT32_MAX) release_slot(engine, c->slot);
+    else if (c->slot != UINT32_MAX && (!(c->extent.flags & FLAG_LANE) || ends_extent(c))) release_slot(engine, c->slot);
     engine->remaining[c->index] -= c->length;
     if (engine->remaining[c->index] == 0) tell(engine, (wl_event){.kind = EVENT_EXTENT_DONE, .extent = c->index});
 }
 
 /* ---- threads --------------------------------------------------------------------------------------------------- */
+
+/* A descriptor of this thread's own for a shard, so that its read-ahead is too; the shared one where that fails. */
+static int own_descriptor(worker *self, uint32_t shard, int shared) {
+#ifdef __linux__
+    if (self->own_shard == shard + 1) return self->own_fd;
+    if (self->own_shard) close(self->own_fd);
+    self->own_shard = 0;
+    char path[32];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", shared);
+    self->own_fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (self->own_fd < 0) return shared;
+    self->own_shard = shard + 1;
+    return self->own_fd;
+#else
+    (void)self, (void)shard;
+    return shared;
+#endif
+}
 
 static void *work_loop(void *argument) {
     worker *self = argument;
@@ -401,17 +444,21 @@ static void *work_loop(void *argument) {
             if (starved) engine->counters.nanoseconds[TIME_WAIT_SLOT] += now_ns() - start;
             continue;
         }
-        self->activity = (wl_activity){c.extent.shard, 1, c.offset, c.length, now_ns()};
         wl_shard shard = engine->shards[c.extent.shard];
-        pthread_mutex_unlock(&engine->lock);
+        do {
+            self->activity = (wl_activity){c.extent.shard, 1, c.offset, c.length, now_ns()};
+            pthread_mutex_unlock(&engine->lock);
 
-        work_done done = {.result = SUCCESS};
-        move(engine, &shard, &c, &done);
+            if (c.extent.flags & FLAG_LANE) shard.fd = own_descriptor(self, c.extent.shard, shard.fd);
+            work_done done = {.result = SUCCESS};
+            move(engine, &shard, &c, &done);
 
-        pthread_mutex_lock(&engine->lock);
-        self->activity.busy = 0;
-        finish(engine, &c, &done);
+            pthread_mutex_lock(&engine->lock);
+            self->activity.busy = 0;
+            finish(engine, &c, &done);
+        } while (follow_lane(engine, &c));
     }
+    if (self->own_shard) close(self->own_fd);
     engine->running--;
     pthread_cond_broadcast(&engine->news);
     pthread_mutex_unlock(&engine->lock);
@@ -501,7 +548,7 @@ EXPORT void wl_count_cached(int32_t fd, uint64_t offset, uint64_t length, uint64
 
 /* ---- what Python calls ----------------------------------------------------------------------------------------- */
 
-EXPORT uint32_t wl_abi(void) { return 3; }
+EXPORT uint32_t wl_abi(void) { return 4; }
 
 EXPORT void wl_free(wl_engine *engine) {
     if (!engine) return;

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import sys
 import time
 from bisect import bisect_right
 from dataclasses import dataclass
@@ -39,6 +40,11 @@ class Chunk:
     slot: int
     offset: int
     length: int
+
+    @property
+    def ends_extent(self) -> bool:
+        """No chunk of the extent comes behind this one."""
+        return self.offset + self.length == self.extent.offset + self.extent.length
 
 
 @dataclass(slots=True)
@@ -79,11 +85,36 @@ class Mover:
         self._shards = shards
         self._slots = slots
         self._reader = reader
+        self._own: tuple[int, ShardSource] | None = None
+
+    def for_worker(self) -> Mover:
+        """A mover of one worker's own, which reads lanes with descriptors of its own; to be closed by it."""
+        return Mover(self._shards, self._slots, self._reader)
+
+    def close(self) -> None:
+        """Close the worker's own descriptor."""
+        if self._own is not None:
+            os.close(self._own[1].descriptor)
+            self._own = None
+
+    def _source(self, extent: Extent) -> ShardSource:
+        """The shard, for lanes with a descriptor that no other worker's reads move the read-ahead of."""
+        shared = self._shards[extent.shard]
+        if not extent.lane or sys.platform != "linux":
+            return shared
+        if self._own is None or self._own[0] != extent.shard:
+            self.close()
+            try:
+                own = os.open(f"/proc/self/fd/{shared.descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:
+                return shared
+            self._own = (extent.shard, shared._replace(descriptor=own))
+        return self._own[1]
 
     def move(self, chunk: Chunk) -> Outcome:
         """Read a chunk and put it where it belongs; what failed is told in the outcome."""
         extent, outcome = chunk.extent, Outcome()
-        shard = self._shards[extent.shard]
+        shard = self._source(extent)
         if extent.sink is Sink.PLACE:
             address = extent.address + chunk.offset - extent.offset
         else:

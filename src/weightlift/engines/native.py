@@ -37,7 +37,7 @@ from weightlift.options import from_environment
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_ABI: Final = 3
+_ABI: Final = 4
 _EVENTS_PER_POLL: Final = 64
 _ACTIVITY_ROOM: Final = 64
 _NANOSECONDS: Final = 1e-9
@@ -225,7 +225,7 @@ class NativeEngine:
         for entry, extent in zip(table, extents, strict=False):
             entry.offset, entry.length, entry.address = extent.offset, extent.length, extent.address
             entry.shard, entry.path, entry.sink = extent.shard, extent.path, extent.sink
-            entry.flags = extent.fresh | extent.drop_behind << 1
+            entry.flags = extent.fresh | extent.drop_behind << 1 | extent.lane << 2
             entry.resident = extent.resident
             if extent.copies:
                 numbers = extent.copies.numbers

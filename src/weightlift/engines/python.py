@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 _DIRECT_REFUSED: Final = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EFAULT})
 
+_HUGE_PAGE_BYTES: Final = 2 << 20
+
 
 @dataclass(slots=True)
 class _Totals:
@@ -201,7 +203,7 @@ class PythonEngine:
         index, begin = self._next_extent, self._next_offset
         end = self._chunk_end(extent, begin)
         self._next_offset = end
-        if end == extent.offset + extent.length:
+        if extent.lane or end == extent.offset + extent.length:
             self._next_extent += 1
             if self._next_extent < len(self._extents):
                 self._next_offset = self._extents[self._next_extent].offset
@@ -210,7 +212,10 @@ class PythonEngine:
 
     def _chunk_end(self, extent: Extent, begin: int) -> int:
         end = begin + self._chunk_bytes
-        if extent.sink is Sink.PLACE:
+        if extent.lane:
+            # The page cache keeps files in units of up to a huge page, which uncached reads must not divide.
+            end = align_down(end, _HUGE_PAGE_BYTES if self._chunk_bytes >= _HUGE_PAGE_BYTES else PAGE_BYTES)
+        elif extent.sink is Sink.PLACE:
             # Boundaries fall on pages of the destination, which direct reads need and populating likes.
             address = extent.address + begin - extent.offset
             end = begin + align_down(address + self._chunk_bytes, PAGE_BYTES) - address
@@ -239,7 +244,8 @@ class PythonEngine:
             use.refused_bytes += outcome.refused_bytes
             use.refused_errno = outcome.refused_errno or use.refused_errno
         handed_over = extent.sink is Sink.HAND_OVER and outcome.failure is None
-        if chunk.slot >= 0 and not handed_over:
+        goes_on = extent.lane and not chunk.ends_extent and outcome.failure is None and not self._stopping
+        if chunk.slot >= 0 and not handed_over and not goes_on:
             self._release_slot(chunk.slot)
         if outcome.failure is not None:
             if not self._failed:
@@ -259,16 +265,19 @@ class PythonEngine:
             self._tell(ExtentDone(chunk.index))
 
     def _run(self, index: int) -> None:
+        mover = self._mover.for_worker()
+        chunk: Chunk | None = None
         while True:
             with self._lock:
-                chunk = self._next_chunk(index)
+                chunk = self._next_in_lane(chunk) or self._next_chunk(index)
                 if chunk is None:
+                    mover.close()
                     self._running -= 1
                     self._news.notify_all()
                     return
                 self._activity[index] = (chunk.extent.shard, chunk.offset, chunk.length, time.monotonic())
             try:
-                outcome = self._mover.move(chunk)
+                outcome = mover.move(chunk)
             except BaseException as err:  # noqa: BLE001 # a worker that dies silently would leave the caller waiting
                 kind = FailureKind.MEMORY if isinstance(err, MemoryError) else FailureKind.INTERNAL
                 failure = Failure(chunk.index, kind, errno.ENOMEM, chunk.offset, chunk.length, err)
@@ -276,6 +285,15 @@ class PythonEngine:
             with self._lock:
                 del self._activity[index]
                 self._finish(chunk, outcome)
+
+    def _next_in_lane(self, last: Chunk | None) -> Chunk | None:
+        """The next chunk of the lane a worker is in, in the same slot."""
+        if last is None or not last.extent.lane or last.ends_extent or self._stopping:
+            return None
+        begin = last.offset + last.length
+        length = self._chunk_end(last.extent, begin) - begin
+        self._totals.claimed_bytes += length
+        return Chunk(last.extent, last.index, last.slot, begin, length)
 
     def _next_chunk(self, index: int) -> Chunk | None:
         while not self._stopping:

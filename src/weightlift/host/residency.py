@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _RESIDENCY_STEP_BYTES: Final = 64 << 20
 _VECTOR_WINDOW_BYTES: Final = 1 << 30
-_BLOCK_GRANULES: Final = 64
+_BLOCK_GRANULES: Final = 16
 
 
 class Residency(IntEnum):
@@ -131,7 +131,7 @@ def residency_map(
 ) -> ResidencyMap | None:
     """Record what the page cache holds of a file.
 
-    The file is looked at in blocks of 64 granules, and only mixed blocks granule by granule: a call takes some 2 µs
+    The file is looked at in blocks of 16 granules, and only mixed blocks granule by granule: a call takes some 2 µs
     where nothing is cached and time in proportion to the pages found elsewhere, so that a cold or a warm file is walked
     once, where halving would walk the cached pages of a mixed file once per level.
 
