@@ -7,48 +7,42 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results" / "cpu.json"
-STATES = ("cold", "warm")
+STATES = ("cold", "half-warm", "warm")
+ROWS = ("auto", "auto, drop", "direct", "buffered", "buffered, drop", "mmap")
 
-
-def best_by_loader(section: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
-    """Per loader and state, its fastest case: peers were measured at their default and at their best settings."""
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    for case in section["cases"]:
-        if "median" not in (case.get("gigabytes_per_second") or {}):
-            continue
-        loader = case["name"].split(",")[0].split(" (")[0]
-        known = found.setdefault(loader, {}).get(case["state"])
-        if known is None or speed(case) > speed(known):
-            found[loader][case["state"]] = case
-    return found
-
-
-def speed(case: dict[str, Any]) -> float:
-    """A case's median throughput in GB/s."""
-    return float(case["gigabytes_per_second"]["median"])
+Cases = dict[str, dict[str, Any]]
 
 
 def cell(case: dict[str, Any] | None) -> str:
-    """Median and spread."""
-    if case is None:
-        return "–"
-    spread = case["gigabytes_per_second"]
-    return f"{spread['median']:.1f} ({spread['min']:.1f}–{spread['max']:.1f})"
+    """A case's median throughput and its spread, in GB/s."""
+    spread = case.get("gigabytes_per_second") if case else None
+    return f"{spread['median']:.1f} ({spread['min']:.1f}–{spread['max']:.1f})" if spread else "–"
 
 
-def extra(cases: dict[str, dict[str, Any]]) -> str:
-    """The largest growth of anonymous memory beyond the tensors, in MiB."""
-    grown = [case["extra_anonymous_bytes"]["median"] for case in cases.values() if case.get("extra_anonymous_bytes")]
-    return f"{max(grown) / 2**20:.0f} MiB" if grown else "–"
+def fastest_raw(cases: Cases, state: str) -> dict[str, Any] | None:
+    """The fastest raw read into fresh memory in a state."""
+    found = [
+        case for name, case in cases.items() if name.startswith("raw ") and case["state"] == state and cell(case) != "–"
+    ]
+    return max(found, key=lambda case: float(case["gigabytes_per_second"]["median"]), default=None)
+
+
+def left_cached(case: dict[str, Any] | None) -> str:
+    """The share of the file that the page cache holds after a cold load."""
+    left = case.get("resident_after") if case else None
+    return f"{left['median']:.0%}" if left else "–"
 
 
 def main() -> None:
     """Print the table."""
-    section = json.loads(RESULTS.read_text(encoding="utf-8"))["peers"]
-    print("| loader into CPU memory | cold, GB/s | warm, GB/s | memory beyond the tensors |")
-    print("|---|---|---|---|")
-    for loader, cases in best_by_loader(section).items():
-        print(f"| {loader} | {' | '.join(cell(cases.get(state)) for state in STATES)} | {extra(cases)} |")
+    section = json.loads(RESULTS.read_text(encoding="utf-8"))["paths"]
+    cases: Cases = {case["name"]: case for case in section["cases"]}
+    print(f"| path into CPU memory | {' | '.join(f'{state}, GB/s' for state in STATES)} | left cached after cold |")
+    print("|---|---|---|---|---|")
+    for label in ROWS:
+        row = [cases.get(f"{label} → cpu, {state}") for state in STATES]
+        print(f"| `{label}` | {' | '.join(map(cell, row))} | {left_cached(row[0])} |")
+    print(f"| fastest raw read | {' | '.join(cell(fastest_raw(cases, state)) for state in STATES)} | – |")
 
 
 if __name__ == "__main__":
