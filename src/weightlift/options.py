@@ -179,7 +179,3 @@ def _checked_chunk(value: int | str | None) -> int | None:
             hint=f"a multiple of {PAGE_BYTES} from {CHUNK_BYTES_MIN} to {CHUNK_BYTES_MAX}",
         )
     return chunk
-
-
-DeviceChoice = "str | Mapping[str, str] | Callable[[TensorInfo], str]"
-"""What ``device=`` may be: one device, globs to devices, or a function of the tensor's description."""

@@ -21,7 +21,7 @@ from weightlift.operations import ChunkReady, Engine, Event, Extent, ExtentDone,
 from weightlift.plan import decide_cache, plan_extents
 from weightlift.shards import OpenShards
 from weightlift.staging import plan_pool
-from weightlift.types import CachePolicy, EngineName, Method
+from weightlift.types import EngineName, Method
 from weightlift.units import format_bytes
 
 if TYPE_CHECKING:
@@ -282,7 +282,7 @@ class Transfer:
         engine.cancel()
         engine.join(_STUCK_SECONDS)
         engine.close()
-        if not self.cache.keep and self._leaves_cache():
+        if not self.cache.keep and any(use.buffered_bytes or use.mapped_bytes for use in self.uses.values()):
             self.shards.sweep()
         cached = self.shards.cached_now()
         assert self._slots is not None
@@ -293,11 +293,6 @@ class Transfer:
         observed = self.monitor.finish()
         self._lap("finish", begin)
         return counters, observed, cached
-
-    def _leaves_cache(self) -> bool:
-        if self._options.method is Method.DIRECT or self._options.cache is not CachePolicy.KEEP:
-            return any(use.buffered_bytes or use.mapped_bytes for use in self.uses.values())
-        return False
 
     def abort(self, cause: BaseException) -> None:
         """Stop everything and release it; what a read still under way may touch is kept alive instead."""
