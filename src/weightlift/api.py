@@ -91,7 +91,7 @@ def open(path: str | os.PathLike[str], *, header: HeaderRules | str = HeaderRule
         FormatError: what is there breaks the rules of its format.
         AccessError: it may not be read.
     """
-    return Checkpoint(describe(path, header=LoadOptions(header=HeaderRules(header)).header))
+    return Checkpoint(describe(path, header=LoadOptions(header=header).header))  # type: ignore[arg-type]
 
 
 def _description(checkpoint: str | os.PathLike[str] | Checkpoint, options: LoadOptions) -> Description:

@@ -266,3 +266,9 @@ def test_eight_threads_load_at_once(tmp_path: Path) -> None:
             thread.join(60)
             assert not thread.is_alive()
     assert failures == []
+
+
+def test_an_unknown_header_rule_is_an_option_error(tmp_path: Path) -> None:
+    with pytest.raises(wl.errors.OptionError, match="'lenient'") as caught:
+        wl.open(tmp_path, header="lenient")
+    assert "'strict'" in caught.value.hint
