@@ -20,6 +20,7 @@
     ├── InsufficientMemoryError (MemoryError) the tensors do not fit this machine
     ├── UnsupportedError (RuntimeError)       this platform or framework cannot do what was asked
     │   └── MissingExtraError (ImportError)   an optional package is not installed
+    ├── DeviceError (RuntimeError)            a call to the GPU's runtime failed
     └── EngineError (RuntimeError)            a broken promise inside weightlift itself: please report it
 
 The message says what was found with its numbers; ``hint`` says what to do about it. Both are part of ``str(error)``.
@@ -143,6 +144,34 @@ class UnsupportedError(WeightliftError, RuntimeError):
 
 class MissingExtraError(UnsupportedError, ImportError):  # type: ignore[misc] # both have a path, of other types
     """An optional package that the call needs is not installed."""
+
+
+class DeviceError(WeightliftError, RuntimeError):
+    """A call to the GPU's runtime (CUDA or HIP) failed.
+
+    Attributes:
+        code: the runtime's error code.
+        name: the runtime's name for it, like ``cudaErrorNoDevice``.
+        call: which call failed.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        path: str | os.PathLike[str] | None = None,
+        tensor: str | None = None,
+        offset: int | None = None,
+        length: int | None = None,
+        code: int = 0,
+        name: str = "",
+        call: str = "",
+    ) -> None:
+        super().__init__(message, hint=hint, path=path, tensor=tensor, offset=offset, length=length)
+        self.code = code
+        self.name = name
+        self.call = call
 
 
 class EngineError(WeightliftError, RuntimeError):

@@ -29,13 +29,15 @@ class Sink(enum.IntEnum):
     """Where a chunk goes. The numbers are those of the native engine.
 
     ``DISCARD``: into a slot, and forgotten. ``PLACE``: straight to its final address, no slot. ``COPY``: into a slot,
-    then to one or more final addresses. ``HAND_OVER``: into a slot that Python gets, and gives back.
+    then to one or more final addresses. ``HAND_OVER``: into a slot that Python gets, and gives back. ``DEVICE``: into a
+    slot, then to one or more addresses on a device, by copies that run while the worker goes on.
     """
 
     DISCARD = 0
     PLACE = 1
     COPY = 2
     HAND_OVER = 3
+    DEVICE = 4
 
 
 class FailureKind(enum.IntEnum):
@@ -45,6 +47,16 @@ class FailureKind(enum.IntEnum):
     END_OF_FILE = 2
     MEMORY = 3
     INTERNAL = 4
+    DEVICE = 5
+
+
+class Stage(enum.IntEnum):
+    """What a worker is at. The numbers are those of the native engine."""
+
+    READING = 0
+    REGISTERING = 1
+    DEVICE_COPY = 2
+    DEVICE_WAIT = 3
 
 
 COPY_FIELDS = 3
@@ -77,12 +89,16 @@ class Extent(NamedTuple):
         length: bytes, more than 0.
         address: for ``PLACE``, where the byte at ``offset`` goes. With ``DIRECT`` it must be congruent to ``offset``
             modulo the page size, and the whole pages around the range must be free to be overwritten.
-        copies: for ``COPY``, its table.
+        copies: for ``COPY`` and ``DEVICE``, its table; ``DEVICE`` entries hold device addresses.
         fresh: the destination has never been touched; it is populated in large pages before the read.
         drop_behind: the page cache of the range was empty before and is to be emptied after each chunk.
         resident: the range was in the page cache when the plan was made.
         lane: one worker reads the extent from end to end, with a descriptor of its own, so that the system's
             read-ahead, which is kept per open file, sees one sequential reader. Not for ``HAND_OVER``.
+        device: for ``DEVICE``, index of the device queue.
+        ready: for ``DEVICE``, an event of the device's runtime that copies wait for (recorded on the caller's stream
+            once the destination was allocated, since its memory may have work queued); 0 for none. It is recorded
+            before the extent is submitted; a later submission may give the same number another meaning.
         tag: which of the wanted ranges it belongs to; engines do not look at it.
     """
 
@@ -97,6 +113,8 @@ class Extent(NamedTuple):
     drop_behind: bool = False
     resident: bool = False
     lane: bool = False
+    device: int = 0
+    ready: int = 0
     tag: int = 0
 
 
@@ -152,6 +170,8 @@ class Failure(NamedTuple):
         offset: where in the file.
         length: bytes of the chunk that was being read.
         cause: for ``INTERNAL``, what a worker raised.
+        stage: what the worker was at; for ``DEVICE`` failures, which kind of call to the runtime failed
+            (``error_number`` is then the runtime's own code).
     """
 
     extent: int
@@ -160,18 +180,20 @@ class Failure(NamedTuple):
     offset: int
     length: int
     cause: BaseException | None = None
+    stage: Stage = Stage.READING
 
 
 Event = ExtentDone | ChunkReady | Failure
 
 
 class Activity(NamedTuple):
-    """What one worker is reading at this moment: shard, range, and for how long already (in seconds)."""
+    """What one worker is doing at this moment: with which shard and range, and for how long already (in seconds)."""
 
     shard: int
     offset: int
     length: int
     seconds: float
+    stage: Stage = Stage.READING
 
 
 class Counters(NamedTuple):
@@ -187,6 +209,8 @@ class Counters(NamedTuple):
         populate_seconds: preparing fresh destination memory.
         copy_seconds: copying out of slots.
         slot_wait_seconds: waiting for a slot to come back.
+        device_seconds: submitting copies to devices and waiting for them.
+        register_seconds: registering slots with a device's runtime.
         workers: workers that may claim.
         running: workers alive.
     """
@@ -200,6 +224,8 @@ class Counters(NamedTuple):
     populate_seconds: float
     copy_seconds: float
     slot_wait_seconds: float
+    device_seconds: float
+    register_seconds: float
     workers: int
     running: int
 
@@ -222,15 +248,6 @@ class ShardUse(NamedTuple):
     refused_errno: int
 
 
-@dataclass(frozen=True, slots=True)
-class SlotMemory:
-    """The fixed pool an engine stages in: ``count`` slots of ``slot_bytes`` each, from ``address`` on."""
-
-    address: int
-    slot_bytes: int
-    count: int
-
-
 class Engine(Protocol):
     """Moves the bytes of submitted extents with a bounded number of workers and a fixed pool of slots.
 
@@ -239,6 +256,9 @@ class Engine(Protocol):
     - Every byte of every extent is read once and lands once, or a :class:`Failure` is told.
     - Chunks are claimed in order of submission; they finish in any order.
     - A slot is in use by one chunk at a time, and a handed-over slot not before it is returned.
+    - Bytes for a device have landed once the copies that bring them have completed, not once they were queued, and the
+      slot they came from is refilled no earlier. Workers leave only after the copies they queued have completed.
+    - Every worker that reaches devices makes its first call to each before any of them reads a byte.
     - After :meth:`cancel` returns no chunk is claimed; after :meth:`join` returned nothing, no memory is touched.
     """
 
@@ -272,7 +292,19 @@ class Engine(Protocol):
         ...
 
     def activity(self) -> list[Activity]:
-        """What every busy worker is reading now."""
+        """What every busy worker is doing now."""
+        ...
+
+    def watch(self, seconds: float, names: Sequence[str], fd: int = 2) -> None:
+        """From now on, say in a line when nothing has landed for that long, and again after each doubling of the time.
+
+        The line names what every busy worker is at, and since when. May be called once.
+
+        Args:
+            seconds: how long nothing may land.
+            names: what to call each shard.
+            fd: where to say it, by default the standard error stream; lines are left out while nobody reads them.
+        """
         ...
 
     def cancel(self) -> None:

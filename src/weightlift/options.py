@@ -33,6 +33,7 @@ ENVIRONMENT: Final[dict[str, str]] = {
     "WEIGHTLIFT_WORKERS": "a fixed number of reading threads instead of one found while loading",
     "WEIGHTLIFT_CHUNK": "a fixed chunk size instead of one found while loading, for example 4MiB",
     "WEIGHTLIFT_ENGINE_LIBRARY": "path of another build of the native engine",
+    "WEIGHTLIFT_GPU_RUNTIME": "path of the CUDA or HIP runtime to use instead of the one the framework has loaded",
 }
 """Every environment variable that weightlift reads, and what it sets."""
 
@@ -67,7 +68,8 @@ class LoadOptions:
         host_memory: bound on slots, buffers and in-flight work, in bytes or like ``"128MiB"``; at least 8 MiB.
         staging: ``auto``, ``none``, ``pinned`` or ``pageable``; CPU destinations are filled in place.
         engine: ``auto``, ``native`` or ``python``.
-        device: where tensors go: ``cpu``, ``null`` (read and discard) or a framework's device.
+        device: where tensors go: ``cpu``, ``null`` (read and discard) or a framework's device; or a mapping from globs
+            of tensor names to devices, of which the first match counts; or a function of a tensor's description.
         names: globs of the tensors wanted; ``None`` for all.
         dtype: the data type to convert floating-point tensors to; ``None`` keeps what is stored.
         framework: ``auto`` (torch if installed, else numpy), ``torch`` or ``numpy``.

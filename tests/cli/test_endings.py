@@ -160,7 +160,10 @@ def test_help_names_defaults_and_variables(capsys: pytest.CaptureFixture[str], m
     shown = " ".join(capsys.readouterr().out.split())
     assert "(default: 128MiB; environment: WEIGHTLIFT_HOST_MEMORY)" in shown
     assert "(default: auto; environment: WEIGHTLIFT_METHOD)" in shown
-    assert [name for name in ENVIRONMENT if name not in shown] == ["WEIGHTLIFT_ENGINE_LIBRARY"]
+    assert [name for name in ENVIRONMENT if name not in shown] == [
+        "WEIGHTLIFT_ENGINE_LIBRARY",
+        "WEIGHTLIFT_GPU_RUNTIME",
+    ]
 
 
 def test_help_works_under_a_bad_environment(

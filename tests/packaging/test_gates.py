@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -15,15 +16,24 @@ if TYPE_CHECKING:
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 
 
-@pytest.fixture(scope="module")
-def check_lengths() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("check_lengths", TOOLS / "check_lengths.py")
+def tool(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def check_lengths() -> ModuleType:
+    return tool("check_lengths")
+
+
+@pytest.fixture(scope="module")
+def check_engine() -> ModuleType:
+    return tool("check_engine")
 
 
 def found(check_lengths: ModuleType, path: Path, text: str) -> list[tuple[str, int]]:
@@ -53,3 +63,47 @@ def test_c_function_length_ignores_comments_text_and_types(
     body = '    if (a) { puts("}"); }\n' * (lines - 2)
     text = before + "static int work(int a) {\n" + body + "}\nint small(void) { return '}'; }\n"
     assert found(check_lengths, tmp_path / "engine.c", text) == findings
+
+
+class TestSanitizers:
+    @pytest.fixture
+    def compiler(self, check_engine: ModuleType) -> list[str]:
+        found: list[str] | None = check_engine.find_compiler()
+        return found if found is not None else pytest.skip("there is no C compiler")
+
+    @pytest.fixture(params=["address", "thread"])
+    def sanitizer(self, check_engine: ModuleType, request: pytest.FixtureRequest) -> Any:
+        return next(known for known in check_engine.SANITIZERS if known.name == request.param)
+
+    @pytest.fixture
+    def runtime(self, check_engine: ModuleType, compiler: list[str], sanitizer: Any) -> Path:
+        found: Path | None = check_engine.find_runtime(compiler, sanitizer)
+        return found if found is not None else pytest.skip(f"{compiler[0]} has no lib{sanitizer.runtime} here")
+
+    def test_they_find_planted_mistakes(
+        self, check_engine: ModuleType, compiler: list[str], runtime: Path, sanitizer: Any
+    ) -> None:
+        assert check_engine.finds_mistakes(compiler, runtime, sanitizer)
+
+    def test_one_that_finds_nothing_is_noticed(
+        self,
+        check_engine: ModuleType,
+        compiler: list[str],
+        runtime: Path,
+        sanitizer: Any,
+        capfd: pytest.CaptureFixture[str],
+    ) -> None:
+        without = dataclasses.replace(sanitizer, flags=())
+        assert not check_engine.finds_mistakes(compiler, runtime, without)
+        assert "did not find a planted mistake" in capfd.readouterr().out
+
+    def test_an_engine_that_does_not_load_is_not_taken_for_a_clean_one(
+        self,
+        check_engine: ModuleType,
+        runtime: Path,
+        sanitizer: Any,
+        tmp_path: Path,
+        capfd: pytest.CaptureFixture[str],
+    ) -> None:
+        assert not check_engine.run_tests(tmp_path / "engine.so", runtime, sanitizer)
+        assert "engine.so is not there" in capfd.readouterr().err
