@@ -1,7 +1,9 @@
 """Gate for the C engine: it compiles without a warning, and clean under sanitizers.
 
 ``warnings`` compiles it with many warnings as errors, and once more through gcc's static analyser. ``build`` makes one
-library per sanitizer under ``build/sanitize``. ``run`` builds them and repeats the tests marked ``native`` on each.
+library per sanitizer under ``build/sanitize``. ``run`` builds them and repeats the tests marked ``native`` on each. It
+first has each sanitizer find planted mistakes in a library that is loaded in the same way, since one that is loaded too
+late, or not at all, finds nothing and lets the engine look clean.
 
 What cannot be checked on a machine (no C compiler, no sanitizer runtime) is said, in a line that starts with
 ``NOT CHECKED``, and does not fail unless ``--require`` is given.
@@ -16,6 +18,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -31,6 +34,42 @@ WARNINGS: Final = (
 )
 EXIT_NOTHING_COLLECTED: Final = 5  # pytest's own
 
+EXPORTED: Final = '__attribute__((visibility("default")))'
+CALL: Final = "import ctypes, sys; ctypes.CDLL(sys.argv[1]).mistake(4)"
+"""Calls a planted mistake. The argument keeps the compiler from seeing the mistake and warning of it."""
+
+LOAD: Final = """
+import sys
+from weightlift.engines.native import native_library
+library = native_library()
+sys.exit(library if isinstance(library, str) else 0)
+"""
+"""Loads the engine as the tests will, which skip themselves where that fails."""
+
+BEYOND_THE_END: Final = """
+#include <stdlib.h>
+int mistake(int count) {
+    int *numbers = calloc((size_t)count, sizeof *numbers), beyond = numbers[count];
+    free(numbers);
+    return beyond;
+}
+"""
+TOO_FAR_A_SHIFT: Final = """
+int mistake(int count) { return 1 << (count * 8); }
+"""
+UNLOCKED_COUNTER: Final = """
+#include <pthread.h>
+static int counter;
+static void *count_up(void *unused) { counter++; return unused; }
+int mistake(int count) {
+    pthread_t thread;
+    if (pthread_create(&thread, 0, count_up, 0)) return 0;
+    counter += count;
+    pthread_join(thread, 0);
+    return counter;
+}
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Sanitizer:
@@ -41,12 +80,16 @@ class Sanitizer:
         flags: what the compiler needs.
         runtime: the runtime's name as gcc and clang spell it within their library names.
         environment: options for the instrumented process.
+        mistakes: by the words it is reported in, C code with a mistake that must be found.
+        unsuited: tests that judge this process's memory, to which the sanitizer's own is added.
     """
 
     name: str
     flags: tuple[str, ...]
     runtime: str
     environment: dict[str, str]
+    mistakes: dict[str, str]
+    unsuited: tuple[str, ...] = ()
 
 
 SANITIZERS: Final = (
@@ -55,9 +98,17 @@ SANITIZERS: Final = (
         "address",
         ("-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
         "asan",
-        {"ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1", "UBSAN_OPTIONS": "print_stacktrace=1"},
+        {"ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1", "UBSAN_OPTIONS": "print_stacktrace=1"},
+        {"heap-buffer-overflow": BEYOND_THE_END, "shift exponent 32 is too large": TOO_FAR_A_SHIFT},
     ),
-    Sanitizer("thread", ("-fsanitize=thread",), "tsan", {"TSAN_OPTIONS": "halt_on_error=1:exitcode=66"}),
+    Sanitizer(
+        "thread",
+        ("-fsanitize=thread",),
+        "tsan",
+        {"TSAN_OPTIONS": "halt_on_error=1:exitcode=66"},
+        {"data race": UNLOCKED_COUNTER},
+        ("tests/core/test_load.py::test_a_tensor_of_eight_budgets_loads_within_one",),
+    ),
 )
 
 
@@ -81,23 +132,23 @@ def is_clang(compiler: list[str]) -> bool:
     return "clang" in banner
 
 
-def compile_engine(compiler: list[str], flags: list[str], output: Path) -> bool:
-    """Compile the engine into ``output``; the compiler's own messages go to stderr."""
-    command = [*compiler, *BASE, *flags, "-o", str(output), str(SOURCE)]
+def compile_source(compiler: list[str], flags: list[str], source: Path, output: Path) -> bool:
+    """Compile ``source`` into ``output``; the compiler's own messages go to stderr."""
+    command = [*compiler, *BASE, *flags, "-o", str(output), str(source)]
     finished = subprocess.run(command, check=False)
     if finished.returncode:
-        say(f"engine: failed: {shlex.join(command)}")
+        say(f"failed: {shlex.join(command)}")
     return finished.returncode == 0
 
 
 def check_warnings(compiler: list[str]) -> bool:
     """Compile with warnings as errors, then with the static analyser where the compiler has it."""
     output = BUILD / "engine.o"
-    clean = compile_engine(compiler, [*WARNINGS, "-O2", "-c"], output)
+    clean = compile_source(compiler, [*WARNINGS, "-O2", "-c"], SOURCE, output)
     if is_clang(compiler):
         say("NOT CHECKED: static analysis of the engine, because -fanalyzer is gcc's")
     else:
-        clean &= compile_engine(compiler, [*WARNINGS, "-O1", "-fanalyzer", "-c"], output)
+        clean &= compile_source(compiler, [*WARNINGS, "-O1", "-fanalyzer", "-c"], SOURCE, output)
     say(f"engine: warnings as errors: {'clean' if clean else 'FAILED'}")
     return clean
 
@@ -111,26 +162,63 @@ def find_runtime(compiler: list[str], sanitizer: Sanitizer) -> Path | None:
     return answer.resolve() if answer.is_absolute() and answer.exists() else None
 
 
-def build_library(compiler: list[str], sanitizer: Sanitizer) -> Path | None:
-    """Build the engine with one sanitizer; ``None`` if that fails."""
-    output = BUILD / f"libweightlift_engine-{sanitizer.name}.so"
+def build_library(compiler: list[str], sanitizer: Sanitizer, source: Path, output: Path) -> bool:
+    """Build a library with one sanitizer."""
     flags = ["-O1", "-g", "-fno-omit-frame-pointer", "-shared", *sanitizer.flags]
     if is_clang(compiler):
         flags.append("-shared-libsan")
-    return output if compile_engine(compiler, flags, output) else None
+    return compile_source(compiler, flags, source, output)
+
+
+def fixed_addresses() -> list[str]:
+    """A prefix that starts a command without address randomisation, empty where that is not to be had.
+
+    Older thread sanitizers refuse to start where a kernel randomises more bits of an address than they knew of.
+    """
+    prefix = ["setarch", platform.machine(), "-R"]
+    if not shutil.which(prefix[0]):
+        return []
+    return [] if subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode else prefix
+
+
+def python_with(runtime: Path, sanitizer: Sanitizer, **more: str) -> list[str]:
+    """A command that starts this interpreter with a sanitizer's runtime in it, and in nothing before it."""
+    variables = {
+        **sanitizer.environment,
+        "LD_PRELOAD": str(runtime),
+        # With the system's allocator Python's tables have red zones too, and the engine is given many of them.
+        "PYTHONMALLOC": "malloc",
+        **more,
+    }
+    return [*fixed_addresses(), "env", *(f"{name}={value}" for name, value in variables.items()), sys.executable]
+
+
+def finds_mistakes(compiler: list[str], runtime: Path, sanitizer: Sanitizer) -> bool:
+    """Whether a sanitizer finds what it is for, in a library that Python loads as it loads the engine."""
+    for words, code in sanitizer.mistakes.items():
+        with tempfile.TemporaryDirectory() as folder:
+            source, library = Path(folder, "mistake.c"), Path(folder, "mistake.so")
+            source.write_text(code.replace("int mistake", f"{EXPORTED} int mistake"))
+            if not build_library(compiler, sanitizer, source, library):
+                return False
+            command = [*python_with(runtime, sanitizer), "-c", CALL, str(library)]
+            finished = subprocess.run(command, capture_output=True, text=True, check=False)
+        if finished.returncode == 0 or words not in finished.stderr:
+            say(f"engine: {sanitizer.name} sanitizer: did not find a planted mistake ({words}); it said:")
+            say(finished.stderr[-2000:] or f"nothing, and exit status {finished.returncode}")
+            return False
+    return True
 
 
 def run_tests(library: Path, runtime: Path, sanitizer: Sanitizer) -> bool:
     """Repeat the tests of the native engine with the instrumented library."""
-    environment = {
-        **os.environ,
-        **sanitizer.environment,
-        "LD_PRELOAD": str(runtime),
-        "WEIGHTLIFT_ENGINE_LIBRARY": str(library),
-    }
+    python = python_with(runtime, sanitizer, WEIGHTLIFT_ENGINE_LIBRARY=str(library))
+    if subprocess.run([*python, "-c", LOAD], cwd=ROOT, check=False).returncode:
+        return False
     # Uncaptured: a sanitizer writes its findings to the descriptor of stderr and ends the process.
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "native", "--capture=no", "-p", "no:cacheprovider", "tests"]
-    finished = subprocess.run(command, cwd=ROOT, env=environment, check=False)
+    command = [*python, "-m", "pytest", "-q", "-m", "native", "--capture=no", "-p", "no:cacheprovider", "tests"]
+    command += [f"--deselect={test}" for test in sanitizer.unsuited]
+    finished = subprocess.run(command, cwd=ROOT, check=False)
     if finished.returncode == EXIT_NOTHING_COLLECTED:
         say("engine: no test is marked `native`, so nothing ran")
     return finished.returncode == 0
@@ -142,8 +230,10 @@ def check_sanitizer(compiler: list[str], sanitizer: Sanitizer, *, run: bool) -> 
     if runtime is None:
         say(f"NOT CHECKED: {sanitizer.name} sanitizer, because {compiler[0]} has no lib{sanitizer.runtime} here")
         return None
-    library = build_library(compiler, sanitizer)
-    clean = library is not None and (not run or run_tests(library, runtime, sanitizer))
+    library = BUILD / f"libweightlift_engine-{sanitizer.name}.so"
+    clean = build_library(compiler, sanitizer, SOURCE, library)
+    if run and clean:
+        clean = finds_mistakes(compiler, runtime, sanitizer) and run_tests(library, runtime, sanitizer)
     say(f"engine: {sanitizer.name} sanitizer, {'tests' if run else 'build'}: {'clean' if clean else 'FAILED'}")
     return clean
 

@@ -13,8 +13,8 @@ import sys
 import weakref
 from typing import TYPE_CHECKING, Final
 
+from weightlift.device_operations import SlotMemory
 from weightlift.errors import InsufficientMemoryError
-from weightlift.operations import SlotMemory
 from weightlift.units import align_down, align_up, format_bytes
 
 if TYPE_CHECKING:

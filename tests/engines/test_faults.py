@@ -188,7 +188,7 @@ def test_a_read_that_never_returns_is_named_and_keeps_its_buffers(
             with pytest.raises(KeyboardInterrupt) as caught:
                 load(path, FaultingReader(0, Faults(before_read=hang)), method="buffered", progress=interrupt)
             (note,) = caught.value.__notes__
-            assert "1 reads have not returned" in note
+            assert "1 workers have not returned" in note
             assert f"{path} at byte {begin:,}" in note
             assert len(abandoned) == 1
         finally:

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import select
 from typing import TYPE_CHECKING
 
 import pytest
 
+from weightlift.device_operations import SlotMemory
 from weightlift.engines import native
 from weightlift.engines.native import NativeEngine, native_library
 from weightlift.errors import UnsupportedError
-from weightlift.operations import FailureKind, ReadPath, Sink, SlotMemory
+from weightlift.operations import FailureKind, ReadPath, Sink
 from weightlift.testing.bench import FILE_BYTES
-from weightlift.testing.conformance import EngineConformance
+from weightlift.testing.conformance import PATIENCE_SECONDS, EngineConformance, stop
+from weightlift.testing.device_conformance import DeviceConformance
+from weightlift.testing.device_faults import Listener
 from weightlift.units import KIB
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from weightlift.device_operations import Devices
     from weightlift.operations import ShardSource
     from weightlift.testing.bench import Bench
+    from weightlift.testing.device_bench import DeviceBench
 
 
 @pytest.mark.native
@@ -46,6 +53,37 @@ class TestNativeEngine(EngineConformance):
         failure = self._failure(engine)
         assert failure.kind in {FailureKind.MEMORY, FailureKind.READ}
         assert failure.error_number
+
+
+@pytest.mark.native
+class TestNativeEngineOnDevices(DeviceConformance):
+    def make_engine(
+        self, shards: Sequence[ShardSource], slots: SlotMemory, worker_room: int, devices: Devices
+    ) -> NativeEngine:
+        library = native_library()
+        if isinstance(library, str):
+            pytest.skip(library)
+        return NativeEngine(shards, slots, worker_room, devices)
+
+    @pytest.mark.parametrize("kind", ["hip"], indirect=True)
+    def test_a_hang_is_named_though_the_interpreter_lock_is_held(self, bench: DeviceBench) -> None:
+        bench.gpu.hang("MemcpyAsync")
+        engine = self.start(bench)
+        with Listener() as listener:
+            engine.watch(0.02, ["weights"], listener.descriptor)
+            engine.submit([bench.whole(0, KIB)])
+            bench.gpu.wait_for_calls("MemcpyAsync", hanging=1)
+            listener.line()
+            # Called this way it keeps the lock until the next line comes, which no thread of Python's could write.
+            awaited = _PollDescriptor(listener.reading, select.POLLIN, 0)
+            assert ctypes.PyDLL(None).poll(ctypes.byref(awaited), 1, int(1000 * PATIENCE_SECONDS)) == 1
+            assert "starting a copy to the device from weights at byte 0" in listener.line()
+            bench.gpu.unhang("MemcpyAsync")
+            stop(engine)
+
+
+class _PollDescriptor(ctypes.Structure):
+    _fields_ = (("fd", ctypes.c_int), ("events", ctypes.c_short), ("revents", ctypes.c_short))
 
 
 @pytest.fixture

@@ -145,3 +145,57 @@ class TestFileStatus:
             assert kernel.file_status(fd) == known
         finally:
             os.close(fd)
+
+
+class TestOpening:
+    def test_the_descriptor_reads_the_file_and_is_not_inherited(self, tmp_path: Path) -> None:
+        path = tmp_path / "Gewichte ä"
+        path.write_bytes(b"seven..")
+        fd = kernel.open_quickly(path, os.O_RDONLY)
+        try:
+            assert os.read(fd, 100) == b"seven.."
+            assert not os.get_inheritable(fd)
+        finally:
+            kernel.close_quickly(fd)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
+
+    @pytest.mark.parametrize(
+        ("name", "flags", "error"),
+        [
+            ("nothing", os.O_RDONLY, FileNotFoundError),
+            ("file/below", os.O_RDONLY, NotADirectoryError),
+            ("", os.O_WRONLY, IsADirectoryError),
+        ],
+    )
+    def test_failures_are_those_of_os_open(self, tmp_path: Path, name: str, flags: int, error: type[OSError]) -> None:
+        (tmp_path / "file").write_bytes(b"")
+        with pytest.raises(error) as usual:
+            os.open(tmp_path / name, flags)
+        with pytest.raises(error) as quick:
+            kernel.open_quickly(tmp_path / name, flags)
+        assert (quick.value.args, quick.value.filename) == (usual.value.args, str(tmp_path / name))
+
+    def test_a_name_is_not_cut_at_a_null_character(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_bytes(b"")
+        with pytest.raises(ValueError, match="null"):
+            kernel.open_quickly(f"{tmp_path}/file\0.safetensors", os.O_RDONLY)
+
+    def test_a_system_without_the_calls_opens_too(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        path = tmp_path / "file"
+        path.write_bytes(b"four")
+        monkeypatch.setattr(kernel, "_libc", lambda **_: None)
+        fd = kernel.open_quickly(path, os.O_RDONLY)
+        assert os.read(fd, 4) == b"four"
+        kernel.close_quickly(fd)
+
+
+@pytest.mark.parametrize("size", [0, 1, 8 << 10, (8 << 10) + 1, 50_000])
+def test_a_small_file_is_read_to_its_end(tmp_path: Path, size: int) -> None:
+    contents = bytes(index % 251 for index in range(size))
+    (tmp_path / "file").write_bytes(contents)
+    assert kernel.read_small(tmp_path / "file") == contents
+
+
+def test_a_small_file_that_is_not_there_is_none(tmp_path: Path) -> None:
+    assert kernel.read_small(tmp_path / "nothing") is None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from weightlift.host import kernel, residency
-from weightlift.host.kernel import PAGE_SIZE
+from weightlift.host.kernel import PAGE_SIZE, QUICK_RANGE_BYTES
 from weightlift.host.residency import Residency
 
 if TYPE_CHECKING:
@@ -113,6 +113,36 @@ class TestResidency:
         assert resident is not None
         assert resident.runs() == [(0, 8 * GRANULE, Residency.RESIDENT)]
         assert resident.cached_bytes == 8 * GRANULE
+
+    def test_only_long_ranges_are_worth_the_quicker_count(self, tmp_path: Path) -> None:
+        asked: list[tuple[int, int]] = []
+
+        def quicker(fd: int, offset: int, length: int, step: int) -> list[int | None]:
+            asked.append((offset, length))
+            return residency.count_cached(fd, offset, length, step)
+
+        for size in (QUICK_RANGE_BYTES, QUICK_RANGE_BYTES + 1):
+            path = tmp_path / f"{size}"
+            path.touch()
+            os.truncate(path, size)
+            with path.open("rb") as file:
+                found = residency.residency_map(file.fileno(), size, 1 << 20, quicker)
+                total = residency.residency(file.fileno(), size, quicker)
+                if found is None:
+                    pytest.skip("this system does not tell what is cached")
+                assert (found.size_bytes, total) == (size, found.cached_bytes)
+        assert asked == [(0, QUICK_RANGE_BYTES + 1)] * 2
+
+    @pytest.mark.parametrize("size", [3 * PAGE_SIZE, QUICK_RANGE_BYTES + 3 * PAGE_SIZE])
+    def test_pages_of_short_and_long_ranges(self, make_file: Callable[[int], CachedFile], size: int) -> None:
+        file = make_file(3 * PAGE_SIZE)
+        os.truncate(file.path, size)
+        os.fsync(file.fd)
+        os.posix_fadvise(file.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        file.warm(PAGE_SIZE, PAGE_SIZE)
+        vector = kernel.resident_pages(file.fd, 0, size)
+        assert vector is not None
+        assert (len(vector), vector[:3], sum(vector)) == (size // PAGE_SIZE, bytes([0, 1, 0]), 1)
 
     def test_the_map_of_a_mixed_file(self, make_file: Callable[[int], CachedFile]) -> None:
         file = make_file(8 * GRANULE + 3 * PAGE_SIZE + 5)

@@ -1,24 +1,48 @@
-/* weightlift's native engine: moves bytes from files into memory, nothing else.
+/* weightlift's native engine: moves bytes from files into memory of the host or of devices, nothing else.
  *
  * It is given a finished plan, as extents, and a fixed pool of slots. Its threads repeat: claim the next chunk, read it,
  * put it where the plan says, tell. It takes no decision: which path, which place, how many threads and how large a chunk
  * are set from outside, and a chunk's only freedom is to be read through the page cache when direct I/O is refused.
  *
  * Some facts about the locking:
- * - One mutex guards all shared state. It is held for bookkeeping only, never across a system call that reads.
- * - Chunks are claimed in plan order, and a chunk that needs a slot is claimed together with one. So the oldest chunk not
- *   yet finished always has its slot, and a consumer that waits for chunks in order cannot deadlock.
- * - A lane is an extent that one thread reads from end to end, with a descriptor and a slot of its own: read-ahead is
- *   kept per open file, and threads that take turns on one make it guess wrong at half the speed.
+ * - One mutex guards all shared state. It is held for bookkeeping only, never across a system call that reads and never
+ *   across a call to a device's runtime, any of which may hang.
+ * - A thread within the limit that finds nothing to do sleeps on `work`. All that sleep there wait for the same things,
+ *   so what serves one of them wakes one. Threads above the limit sleep on `parked` and are not woken for chunks.
+ * - A lane is an extent that one thread reads from end to end, with a descriptor of its own: read-ahead is kept per open
+ *   file, and threads that take turns on one make it guess wrong at half the speed.
  * - Threads block every signal: Ctrl-C belongs to the program's own threads.
  * - Nothing is allocated per chunk. Submitting grows the tables; reading does not.
+ *
+ * Some facts about devices:
+ * - A thread that has read a chunk queues its copies, records the slot's event behind them, puts the slot on the list of
+ *   copies under way and goes on. The list is shared and ordered by age; whoever takes a slot off it is the one to ask or
+ *   to wait for that copy, to tell that its chunk has landed and to free the slot. A list per thread would leave slots
+ *   whose copies are long done with threads that are busy reading.
+ * - Before a thread claims, it asks for the oldest copies. Without a free slot, or with nothing left to claim, it waits for
+ *   the oldest. It neither sleeps nor leaves before the list is empty, so every copy under way is being waited for, or
+ *   will be by a thread that is busy now.
+ * - A runtime may hang when a thread's first call comes in the middle of a load (seen with ROCm on gfx1100). So all
+ *   threads are started at once, each calls every device, and nothing is claimed before all have done so.
+ * - Runtimes keep an error for the thread's next caller; each one is read away.
+ *
+ * Why a consumer that takes chunks in order, keeping the slots of later ones until then, cannot deadlock:
+ * - Chunks are claimed in plan order, and one that needs a slot together with it. So the oldest chunk not yet finished has
+ *   its slot, and its read ends without anybody's help.
+ * - A copy under way needs nothing more either, and is taken off the list as said above. With it ends its hold of the slot.
+ * - A lane always has a slot: the one it fills, or between two chunks the one that its last copy comes out of. It puts that
+ *   copy on the list only with the next slot in hand. If none is free it waits for the oldest copy on the list or, if the
+ *   list is empty, for its own, and goes on in that slot; nobody can have taken it in between. So even when later chunks
+ *   hold all other slots, a lane reads on.
  */
 #define _GNU_SOURCE
 #define _FILE_OFFSET_BITS 64
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -34,6 +58,13 @@
 #define HUGE_PAGE ((uint64_t)2 << 20)
 #define MAX_WALKERS 15
 #define STACK_BYTES ((size_t)256 << 10)
+#define DEVICE_STACK_BYTES ((size_t)1 << 20) /* room for what a runtime does on it; pages not touched cost nothing */
+#define NONE UINT32_MAX
+#define COPY_TO_DEVICE 1
+#define REGISTER_PORTABLE 1
+#define STAGE_BITS 3
+#define MILLISECOND ((uint64_t)1000000)
+#define LINE_BYTES 4096 /* what a pipe takes in one piece */
 
 #ifdef __linux__
 #define POPULATE_READ 22
@@ -43,11 +74,15 @@
 #endif
 
 enum { PATH_DIRECT, PATH_BUFFERED, PATH_DONTCACHE, PATH_MAPPED, PATH_COUNT };
-enum { SINK_DISCARD, SINK_PLACE, SINK_COPY, SINK_HAND_OVER };
+enum { SINK_DISCARD, SINK_PLACE, SINK_COPY, SINK_HAND_OVER, SINK_DEVICE };
 enum { FLAG_FRESH = 1, FLAG_DROP_BEHIND = 2, FLAG_LANE = 4 };
 enum { EVENT_EXTENT_DONE, EVENT_CHUNK, EVENT_FAILED };
-enum { FAILURE_NONE, FAILURE_READ, FAILURE_END_OF_FILE, FAILURE_MEMORY };
-enum { TIME_READ_STORAGE, TIME_READ_CACHE, TIME_POPULATE, TIME_COPY, TIME_WAIT_SLOT, TIME_COUNT };
+enum { FAILURE_NONE, FAILURE_READ, FAILURE_END_OF_FILE, FAILURE_MEMORY, FAILURE_INTERNAL, FAILURE_DEVICE };
+enum { STAGE_READING, STAGE_REGISTERING, STAGE_DEVICE_COPY, STAGE_DEVICE_WAIT };
+enum { SLOT_UNTRIED, SLOT_REGISTERED, SLOT_REFUSED };
+enum {
+    TIME_READ_STORAGE, TIME_READ_CACHE, TIME_POPULATE, TIME_COPY, TIME_WAIT_SLOT, TIME_DEVICE, TIME_REGISTER, TIME_COUNT
+};
 
 typedef struct {
     uint64_t size;
@@ -67,17 +102,20 @@ typedef struct {
 typedef struct {
     uint64_t offset, length; /* range of the file */
     uint64_t address;        /* SINK_PLACE: where the byte at `offset` goes */
-    const wl_copy *copies;   /* SINK_COPY: where its parts go, by rising offset; the submitter keeps the table alive */
+    const wl_copy *copies;   /* SINK_COPY and SINK_DEVICE: where its parts go, by rising offset; kept by the submitter */
+    uint64_t ready;          /* SINK_DEVICE: an event that copies wait for, or 0 */
     uint32_t copy_count;
     uint32_t shard;
+    uint32_t device; /* SINK_DEVICE: index of its queue */
     uint8_t path, sink, flags, resident;
 } wl_extent;
 
 typedef struct {
     uint32_t kind, extent;
     uint32_t slot;
-    int32_t error;      /* EVENT_FAILED: errno */
-    uint32_t failure;   /* EVENT_FAILED: FAILURE_* */
+    int32_t error;       /* EVENT_FAILED: errno, or the code of a device's runtime */
+    uint32_t failure;    /* EVENT_FAILED: FAILURE_* */
+    uint32_t stage;      /* EVENT_FAILED: STAGE_* */
     uint32_t slot_delta; /* EVENT_CHUNK: where in the slot the chunk begins */
     uint64_t offset, length;
 } wl_event;
@@ -89,25 +127,93 @@ typedef struct {
 } wl_counters;
 
 typedef struct {
-    uint32_t shard, busy;
+    uint32_t shard, worker, busy, stage;
     uint64_t offset, length;
-    uint64_t nanoseconds; /* inside the engine: when it began; told: for how long */
+    uint64_t nanoseconds; /* for how long in this stage */
 } wl_activity;
 
+typedef struct {
+    int32_t ordinal;
+    uint32_t stream_count, event_count;
+    const uint64_t *streams, *events; /* thread i uses stream i modulo their count; an event per slot */
+} wl_queue;
+
+typedef struct {
+    int (*set_device)(int ordinal);
+    int (*copy)(void *destination, const void *source, size_t bytes, int direction, void *stream);
+    int (*record)(void *event, void *stream);
+    int (*query)(void *event);
+    int (*wait)(void *event);
+    int (*stream_wait)(void *stream, void *event, unsigned flags);
+    int (*register_memory)(void *address, size_t bytes, unsigned flags);
+    int (*last_error)(void);
+    int not_ready;
+} runtime_calls;
+
 typedef struct wl_engine wl_engine;
+
+typedef struct {
+    wl_extent extent;
+    uint32_t index;
+    uint32_t slot;        /* NONE: none */
+    uint64_t submissions; /* how often extents had been submitted when it was claimed */
+    uint64_t offset, length;
+} chunk;
+
+typedef struct {
+    int failure, error, stage;
+    uint64_t offset;
+} outcome;
+
+static const outcome SUCCESS = {FAILURE_NONE, 0, STAGE_READING, 0};
+
+static outcome failed_read(int failure, int error, uint64_t offset) {
+    return (outcome){failure, error, STAGE_READING, offset};
+}
+
+typedef struct {
+    outcome result;
+    int refused;
+    uint64_t refused_bytes, delta;
+    uint64_t nanoseconds[TIME_COUNT];
+} work_done;
+
+/* What copies out of a slot bring; the event with the slot's number says when they are done. */
+typedef struct {
+    chunk chunk;
+    work_done done;
+    uint64_t age; /* smaller is older */
+    uint32_t next;
+} copy_under_way;
+
+typedef struct {
+    uint64_t event, submissions;
+} waited_for;
 
 typedef struct {
     wl_engine *engine;
     pthread_t thread;
     uint32_t index;
     wl_activity activity;
-    int own_fd; /* of shard `own_shard` - 1, if that is not 0 */
+    uint64_t stage; /* atomic, as it changes outside the lock: since when, and in the lowest bits STAGE_* */
+    int own_fd;     /* of shard `own_shard` - 1, if that is not 0 */
     uint32_t own_shard;
+    uint32_t device;    /* index of the queue whose device is this thread's current one, or NONE */
+    uint64_t last_age;  /* of the last copies it started, 0 before */
+    waited_for *waited; /* per queue: what this thread last made its stream wait for */
 } worker;
+
+typedef struct {
+    pthread_t thread;
+    pthread_cond_t end;
+    int started, ending, fd;
+    uint64_t period;
+    char *names; /* of the shards, one behind the other, each with its final 0 */
+} watchdog;
 
 struct wl_engine {
     pthread_mutex_t lock;
-    pthread_cond_t work, news;
+    pthread_cond_t work, parked, news;
 
     wl_shard *shards;
     uint32_t shard_count;
@@ -115,6 +221,7 @@ struct wl_engine {
     wl_extent *extents;
     uint64_t *remaining; /* bytes of each extent not landed yet */
     uint32_t extent_count, extent_room;
+    uint64_t submissions, submitted_bytes;
 
     uint32_t next_extent; /* the claim cursor */
     uint64_t next_offset;
@@ -124,6 +231,16 @@ struct wl_engine {
     uint32_t *free_slots;
     uint32_t free_count, slot_count;
 
+    runtime_calls runtime;
+    wl_queue *queues;
+    uint32_t queue_count, first_called; /* the latter: threads that have called every device */
+    outcome first_failure;
+    uint8_t *slot_states; /* SLOT_*, kept by the caller; NULL where nothing is registered */
+    waited_for *waited;
+    copy_under_way *copies; /* one per slot */
+    uint32_t oldest_copy, newest_copy;
+    uint64_t next_age;
+
     wl_event *events; /* ring with room for every event that can be outstanding */
     uint64_t event_head, event_tail, event_room;
 
@@ -132,21 +249,11 @@ struct wl_engine {
     uint64_t chunk_bytes;
     int stopping, failed, populate_refused;
     wl_counters counters;
+
+    watchdog watch;
+    uint64_t polled; /* when the caller last asked for news */
+    uint32_t polling;
 };
-
-typedef struct {
-    wl_extent extent;
-    uint32_t index;
-    uint32_t slot; /* UINT32_MAX: none */
-    uint64_t offset, length;
-} chunk;
-
-typedef struct {
-    int failure, error;
-    uint64_t offset;
-} outcome;
-
-static const outcome SUCCESS = {FAILURE_NONE, 0, 0};
 
 static uint64_t now_ns(void) {
     struct timespec t;
@@ -181,8 +288,8 @@ static outcome read_cached(const wl_shard *shard, int path, uint8_t *buffer, uin
     while (done < length) {
         ssize_t got = read_once(shard, path, buffer + done, length - done, offset + done);
         if (got > 0) done += (uint64_t)got;
-        else if (got == 0) return (outcome){FAILURE_END_OF_FILE, 0, offset + done};
-        else if (errno != EINTR) return (outcome){FAILURE_READ, errno, offset + done};
+        else if (got == 0) return failed_read(FAILURE_END_OF_FILE, 0, offset + done);
+        else if (errno != EINTR) return failed_read(FAILURE_READ, errno, offset + done);
     }
     return SUCCESS;
 }
@@ -199,8 +306,8 @@ static outcome read_direct(const wl_shard *shard, uint8_t *buffer, uint64_t offs
     while (done < offset + length) {
         ssize_t got = pread(shard->direct_fd, base + (done - begin), end - done, (off_t)done);
         if (got < 0 && errno == EINTR) continue;
-        if (got < 0 && !refuses_direct(errno)) return (outcome){FAILURE_READ, errno, done};
-        if (got == 0) return (outcome){FAILURE_END_OF_FILE, 0, done};
+        if (got < 0 && !refuses_direct(errno)) return failed_read(FAILURE_READ, errno, done);
+        if (got == 0) return failed_read(FAILURE_END_OF_FILE, 0, done);
         if (got < 0) *refused = errno;
         else done += (uint64_t)got;
         /* A short read inside the file leaves a position that no further direct read may start at. */
@@ -216,14 +323,14 @@ static outcome read_direct(const wl_shard *shard, uint8_t *buffer, uint64_t offs
 /* Populating first turns a file that shrank under its mapping into an error instead of a SIGBUS; a shrink between the
  * two calls is not covered. */
 static outcome read_mapped(const wl_shard *shard, uint8_t *buffer, uint64_t offset, uint64_t length) {
-    if (offset + length > shard->size) return (outcome){FAILURE_END_OF_FILE, 0, shard->size};
+    if (offset + length > shard->size) return failed_read(FAILURE_END_OF_FILE, 0, shard->size);
     uint8_t *source = (uint8_t *)at(shard->mapping) + offset;
 #ifdef __linux__
     uint8_t *first = (uint8_t *)at(align_down((uint64_t)(uintptr_t)source, PAGE));
     size_t span = (size_t)(source + length - first);
     if (madvise(first, span, POPULATE_READ) != 0 && errno != EINVAL) {
-        if (errno == EFAULT) return (outcome){FAILURE_END_OF_FILE, 0, offset};
-        return (outcome){FAILURE_READ, errno, offset};
+        if (errno == EFAULT) return failed_read(FAILURE_END_OF_FILE, 0, offset);
+        return failed_read(FAILURE_READ, errno, offset);
     }
 #endif
     memcpy(buffer, source, length);
@@ -233,7 +340,7 @@ static outcome read_mapped(const wl_shard *shard, uint8_t *buffer, uint64_t offs
     return SUCCESS;
 }
 
-/* ---- one chunk ------------------------------------------------------------------------------------------------ */
+/* ---- memory --------------------------------------------------------------------------------------------------- */
 
 /* Fresh memory is populated ahead of the read: the kernel then takes huge pages in one go instead of faulting page by
  * page under the read, which is several times slower for direct I/O and for copies out of the cache. */
@@ -244,38 +351,165 @@ static outcome populate(wl_engine *engine, uint64_t address, uint64_t length, ui
     int failed = madvise(at(first), align_up(address + length, PAGE) - first, POPULATE_WRITE) ? errno : 0;
     *spent += now_ns() - start;
     if (failed == EINVAL) __atomic_store_n(&engine->populate_refused, 1, __ATOMIC_RELAXED);
-    else if (failed == ENOMEM || failed == EFAULT || failed == EHWPOISON) return (outcome){FAILURE_MEMORY, failed, 0};
+    else if (failed == ENOMEM || failed == EFAULT || failed == EHWPOISON) return failed_read(FAILURE_MEMORY, failed, 0);
 #else
     (void)engine, (void)address, (void)length, (void)spent;
 #endif
     return SUCCESS;
 }
 
-static void copy_out(const chunk *c, const uint8_t *data) {
+/* Parts of a chunk that follow each other in the file and at their destination. */
+typedef struct {
+    uint64_t from, length, address;
+} run;
+
+/* The first copy that ends behind the chunk's beginning. */
+static const wl_copy *first_copy(const chunk *c) {
     const wl_copy *copies = c->extent.copies;
     uint32_t low = 0, high = c->extent.copy_count;
-    while (low < high) { /* the first copy that ends behind the chunk's beginning */
+    while (low < high) {
         uint32_t middle = low + (high - low) / 2;
         if (copies[middle].offset + copies[middle].length <= c->offset) low = middle + 1;
         else high = middle;
     }
-    for (; low < c->extent.copy_count && copies[low].offset < c->offset + c->length; low++) {
-        const wl_copy *copy = &copies[low];
-        uint64_t from = copy->offset > c->offset ? copy->offset : c->offset;
-        uint64_t to = copy->offset + copy->length, chunk_end = c->offset + c->length;
-        if (to > chunk_end) to = chunk_end;
-        memcpy(at(copy->address + (from - copy->offset)), data + (from - c->offset), to - from);
-    }
+    return copies + low;
 }
 
-typedef struct {
-    outcome result;
-    int refused;
-    uint64_t refused_bytes, delta;
-    uint64_t nanoseconds[TIME_COUNT];
-} work_done;
+static int next_run(const chunk *c, const wl_copy **cursor, run *found) {
+    const wl_copy *copy = *cursor, *end = c->extent.copies + c->extent.copy_count;
+    uint64_t chunk_end = c->offset + c->length;
+    if (copy == end || copy->offset >= chunk_end) return 0;
+    uint64_t skipped = copy->offset > c->offset ? 0 : c->offset - copy->offset, to = copy->offset + copy->length;
+    *found = (run){.from = copy->offset + skipped, .address = copy->address + skipped};
+    for (copy++; copy < end && to < chunk_end && copy->offset == to && copy->address == found->address + (to - found->from);
+         copy++)
+        to += copy->length;
+    found->length = (to < chunk_end ? to : chunk_end) - found->from;
+    *cursor = copy;
+    return 1;
+}
 
-static void move(wl_engine *engine, const wl_shard *shard, const chunk *c, work_done *done) {
+static void copy_out(const chunk *c, const uint8_t *data) {
+    const wl_copy *cursor = first_copy(c);
+    run part;
+    while (next_run(c, &cursor, &part)) memcpy(at(part.address), data + (part.from - c->offset), part.length);
+}
+
+/* ---- devices -------------------------------------------------------------------------------------------------- */
+
+static void set_stage(worker *self, uint64_t stage) {
+    __atomic_store_n(&self->stage, now_ns() << STAGE_BITS | stage, __ATOMIC_RELAXED);
+}
+
+static int told(const runtime_calls *runtime, int code) {
+    if (code) runtime->last_error();
+    return code;
+}
+
+static outcome device_failure(int code, int stage) { return (outcome){FAILURE_DEVICE, code, stage, 0}; }
+
+static void *slot_event(const wl_engine *engine, const chunk *c) {
+    return at(engine->queues[c->extent.device].events[c->slot]);
+}
+
+/* Waits until the copies before a recorded event have completed, also when the runtime refuses to: nobody may free their
+ * memory earlier. Returns what it answered first. */
+static int settle(const runtime_calls *runtime, void *event) {
+    static const struct timespec pause = {0, (long)MILLISECOND};
+    int code = told(runtime, runtime->wait(event));
+    if (code)
+        while (told(runtime, runtime->query(event)) == runtime->not_ready) nanosleep(&pause, NULL);
+    return code;
+}
+
+static int call_device(worker *self, uint32_t device) {
+    const wl_engine *engine = self->engine;
+    if (self->device == device) return 0;
+    self->device = NONE; /* whatever it is after a failure */
+    int code = told(&engine->runtime, engine->runtime.set_device(engine->queues[device].ordinal));
+    if (!code) self->device = device;
+    return code;
+}
+
+/* Makes this thread's first calls to every device; see above for why. */
+static outcome first_calls(worker *self) {
+    const wl_engine *engine = self->engine;
+    for (uint32_t i = 0; i < engine->queue_count; i++) {
+        int code = call_device(self, i);
+        if (code) return device_failure(code, STAGE_DEVICE_COPY);
+        if (engine->queues[i].event_count == 0) continue;
+        code = told(&engine->runtime, engine->runtime.query(at(engine->queues[i].events[0])));
+        if (code && code != engine->runtime.not_ready) return device_failure(code, STAGE_DEVICE_WAIT);
+    }
+    return SUCCESS;
+}
+
+/* An event's handle may come back with another meaning in a later submission, so that is remembered with it. */
+static int wait_until_ready(worker *self, const chunk *c, void *stream) {
+    waited_for *last = &self->waited[c->extent.device];
+    if (!c->extent.ready || (last->event == c->extent.ready && last->submissions == c->submissions)) return 0;
+    const runtime_calls *runtime = &self->engine->runtime;
+    int code = told(runtime, runtime->stream_wait(stream, at(c->extent.ready), 0));
+    if (!code) *last = (waited_for){c->extent.ready, c->submissions};
+    return code;
+}
+
+/* Records the event behind copies; after a failure, of a copy (`code`) or its own, it waits for those queued before. */
+static int record_copies(const runtime_calls *runtime, void *event, void *stream, int code) {
+    int refused = told(runtime, runtime->record(event, stream));
+    if (!code && !refused) return 0;
+    /* Only the event can tell when they are done, so it is worth a second try. */
+    if (!refused || !told(runtime, runtime->record(event, stream))) settle(runtime, event);
+    return code ? code : refused;
+}
+
+/* Queues the copies out of a slot and records its event; 1 if copies are under way, 0 if none was needed or it failed.
+ * After a failure, those queued before it have completed, unless the runtime would not even record an event. */
+static int start_copies(worker *self, const chunk *c, const uint8_t *data, work_done *done) {
+    const wl_engine *engine = self->engine;
+    const runtime_calls *runtime = &engine->runtime;
+    const wl_queue *queue = &engine->queues[c->extent.device];
+    void *stream = at(queue->streams[self->index % queue->stream_count]), *event = slot_event(engine, c);
+    const wl_copy *cursor = first_copy(c);
+    uint64_t start = now_ns();
+    uint32_t queued = 0;
+    run part;
+    set_stage(self, STAGE_DEVICE_COPY);
+    int code = call_device(self, c->extent.device);
+    if (!code) code = wait_until_ready(self, c, stream);
+    while (!code && next_run(c, &cursor, &part)) {
+        const uint8_t *source = data + (part.from - c->offset);
+        code = told(runtime, runtime->copy(at(part.address), source, part.length, COPY_TO_DEVICE, stream));
+        queued += !code;
+    }
+    if (queued) code = record_copies(runtime, event, stream, code);
+    if (code) done->result = device_failure(code, STAGE_DEVICE_COPY);
+    done->nanoseconds[TIME_DEVICE] += now_ns() - start;
+    return queued && !code;
+}
+
+/* Slots are populated in large pages first, as destinations are: pinning page by page is slower. */
+static outcome register_slot(worker *self, uint32_t slot, work_done *done) {
+    wl_engine *engine = self->engine;
+    uint64_t address = (uint64_t)(uintptr_t)engine->slots + engine->slot_bytes * slot;
+    set_stage(self, STAGE_REGISTERING);
+    outcome result = populate(engine, address, engine->slot_bytes, &done->nanoseconds[TIME_REGISTER]);
+    if (result.failure) {
+        result.stage = STAGE_REGISTERING;
+        return result;
+    }
+    uint64_t start = now_ns();
+    int code = told(&engine->runtime, engine->runtime.register_memory(at(address), engine->slot_bytes, REGISTER_PORTABLE));
+    engine->slot_states[slot] = code ? SLOT_REFUSED : SLOT_REGISTERED;
+    done->nanoseconds[TIME_REGISTER] += now_ns() - start;
+    return SUCCESS;
+}
+
+/* ---- one chunk ------------------------------------------------------------------------------------------------ */
+
+/* Returns 1 if copies to a device are under way, which the chunk lands with. */
+static int move(worker *self, const wl_shard *shard, const chunk *c, work_done *done) {
+    wl_engine *engine = self->engine;
     int path = c->extent.path;
     uint64_t alignment = shard->offset_alignment ? shard->offset_alignment : PAGE;
     uint8_t *buffer;
@@ -283,9 +517,14 @@ static void move(wl_engine *engine, const wl_shard *shard, const chunk *c, work_
         buffer = at(c->extent.address + (c->offset - c->extent.offset));
         if (c->extent.flags & FLAG_FRESH) {
             done->result = populate(engine, (uint64_t)(uintptr_t)buffer, c->length, &done->nanoseconds[TIME_POPULATE]);
-            if (done->result.failure) return;
+            if (done->result.failure) return 0;
         }
     } else {
+        if (engine->slot_states && engine->slot_states[c->slot] == SLOT_UNTRIED) {
+            done->result = register_slot(self, c->slot, done);
+            if (done->result.failure) return 0;
+            set_stage(self, STAGE_READING);
+        }
         done->delta = path == PATH_DIRECT ? c->offset % alignment : 0;
         buffer = engine->slots + engine->slot_bytes * c->slot + done->delta;
     }
@@ -296,7 +535,7 @@ static void move(wl_engine *engine, const wl_shard *shard, const chunk *c, work_
     else done->result = read_cached(shard, path, buffer, c->offset, c->length);
     uint64_t end = now_ns();
     done->nanoseconds[c->extent.resident ? TIME_READ_CACHE : TIME_READ_STORAGE] += end - start;
-    if (done->result.failure) return;
+    if (done->result.failure) return 0;
 #ifdef __linux__
     if (c->extent.flags & FLAG_DROP_BEHIND)
         posix_fadvise(shard->fd, (off_t)align_down(c->offset, PAGE), (off_t)(c->length + c->offset % PAGE),
@@ -306,6 +545,7 @@ static void move(wl_engine *engine, const wl_shard *shard, const chunk *c, work_
         copy_out(c, buffer);
         done->nanoseconds[TIME_COPY] += now_ns() - end;
     }
+    return c->extent.sink == SINK_DEVICE && start_copies(self, c, buffer, done);
 }
 
 /* ---- claiming and telling, under the lock --------------------------------------------------------------------- */
@@ -336,18 +576,27 @@ static uint64_t chunk_end(const wl_engine *engine, const wl_extent *extent, uint
 
 static void release_slot(wl_engine *engine, uint32_t slot) {
     engine->free_slots[engine->free_count++] = slot;
-    /* All, since a signal could go to a thread above the limit, which would go on sleeping. */
-    pthread_cond_broadcast(&engine->work);
+    pthread_cond_signal(&engine->work);
 }
 
-static int claim(wl_engine *engine, chunk *c) {
-    if (engine->next_extent == engine->extent_count) return 0;
+static void wake_all(wl_engine *engine) {
+    pthread_cond_broadcast(&engine->work);
+    pthread_cond_broadcast(&engine->parked);
+}
+
+static int can_claim(const wl_engine *engine) {
+    if (engine->stopping || engine->next_extent == engine->extent_count) return 0;
+    if (engine->queue_count && engine->first_called < engine->started) return 0;
+    return engine->free_count || engine->extents[engine->next_extent].sink == SINK_PLACE;
+}
+
+/* Takes on the next chunk, where can_claim says that there is one. */
+static void claim(wl_engine *engine, chunk *c) {
     const wl_extent *extent = &engine->extents[engine->next_extent];
-    int wants_slot = extent->sink != SINK_PLACE;
-    if (wants_slot && engine->free_count == 0) return 0;
     c->extent = *extent;
     c->index = engine->next_extent;
-    c->slot = wants_slot ? engine->free_slots[--engine->free_count] : UINT32_MAX;
+    c->slot = extent->sink == SINK_PLACE ? NONE : engine->free_slots[--engine->free_count];
+    c->submissions = engine->submissions;
     c->offset = engine->next_offset;
     uint64_t end = chunk_end(engine, extent, c->offset), extent_end = extent->offset + extent->length;
     c->length = end - c->offset;
@@ -355,33 +604,26 @@ static int claim(wl_engine *engine, chunk *c) {
     if ((end == extent_end || extent->flags & FLAG_LANE) && ++engine->next_extent < engine->extent_count)
         engine->next_offset = engine->extents[engine->next_extent].offset;
     engine->counters.claimed_bytes += c->length;
-    return 1;
+    /* What follows may need no slot, and so be claimed by one that sleeps for want of one. */
+    if (can_claim(engine)) pthread_cond_signal(&engine->work);
 }
 
 static int ends_extent(const chunk *c) { return c->offset + c->length == c->extent.offset + c->extent.length; }
 
-/* Goes on to the next chunk of the same lane, in the same slot; 0 where there is none or the engine is stopping. */
-static int follow_lane(wl_engine *engine, chunk *c) {
-    if (!(c->extent.flags & FLAG_LANE) || ends_extent(c)) return 0;
-    if (engine->stopping) {
-        if (c->slot != UINT32_MAX) release_slot(engine, c->slot);
-        return 0;
-    }
-    c->offset += c->length;
-    c->length = chunk_end(engine, &c->extent, c->offset) - c->offset;
-    engine->counters.claimed_bytes += c->length;
-    return 1;
+/* Whether the chunk's slot is the next one's too. */
+static int keeps_slot(const chunk *c) {
+    return c->extent.flags & FLAG_LANE && c->extent.sink != SINK_DEVICE && !ends_extent(c);
 }
 
 static void fail(wl_engine *engine, const chunk *c, outcome result) {
     if (!engine->failed) {
         engine->failed = 1;
         tell(engine, (wl_event){.kind = EVENT_FAILED, .extent = c->index, .error = result.error,
-                                .failure = (uint32_t)result.failure, .offset = result.offset ? result.offset : c->offset,
-                                .length = c->length});
+                                .failure = (uint32_t)result.failure, .stage = (uint32_t)result.stage,
+                                .offset = result.offset ? result.offset : c->offset, .length = c->length});
     }
     engine->stopping = 1;
-    pthread_cond_broadcast(&engine->work);
+    wake_all(engine);
 }
 
 static void finish(wl_engine *engine, const chunk *c, const work_done *done) {
@@ -395,7 +637,7 @@ static void finish(wl_engine *engine, const chunk *c, const work_done *done) {
     }
     if (done->result.failure) {
         /* The slot of a lane's chunk goes back where the lane ends, which it now does. */
-        if (c->slot != UINT32_MAX && (!(c->extent.flags & FLAG_LANE) || ends_extent(c))) release_slot(engine, c->slot);
+        if (c->slot != NONE && !keeps_slot(c)) release_slot(engine, c->slot);
         fail(engine, c, done->result);
         return;
     }
@@ -405,9 +647,111 @@ static void finish(wl_engine *engine, const chunk *c, const work_done *done) {
     if (c->extent.sink == SINK_HAND_OVER)
         tell(engine, (wl_event){.kind = EVENT_CHUNK, .extent = c->index, .slot = c->slot, .offset = c->offset,
                                 .length = c->length, .slot_delta = (uint32_t)done->delta});
-    else if (c->slot != UINT32_MAX && (!(c->extent.flags & FLAG_LANE) || ends_extent(c))) release_slot(engine, c->slot);
+    else if (c->slot != NONE && !keeps_slot(c)) release_slot(engine, c->slot);
     engine->remaining[c->index] -= c->length;
     if (engine->remaining[c->index] == 0) tell(engine, (wl_event){.kind = EVENT_EXTENT_DONE, .extent = c->index});
+}
+
+static void begin(worker *self, const chunk *c, uint64_t stage) {
+    self->activity =
+        (wl_activity){.shard = c->extent.shard, .busy = 1, .offset = c->offset, .length = c->length};
+    set_stage(self, stage);
+}
+
+/* ---- copies under way, under the lock ------------------------------------------------------------------------- */
+
+static void list_copy(wl_engine *engine, uint32_t slot) {
+    copy_under_way *copies = engine->copies;
+    uint32_t *link = &engine->oldest_copy;
+    if (*link != NONE && copies[engine->newest_copy].age < copies[slot].age) link = &copies[engine->newest_copy].next;
+    while (*link != NONE && copies[*link].age < copies[slot].age) link = &copies[*link].next;
+    copies[slot].next = *link;
+    if (*link == NONE) engine->newest_copy = slot;
+    *link = slot;
+    pthread_cond_signal(&engine->work);
+}
+
+static uint32_t take_oldest_copy(wl_engine *engine) {
+    uint32_t slot = engine->oldest_copy;
+    engine->oldest_copy = engine->copies[slot].next;
+    return slot;
+}
+
+/* Asks for a copy that is not on the list, or waits for it, without the lock meanwhile. It has landed then, or failed; 0 if
+ * it is still under way. */
+static int settle_copy(worker *self, uint32_t slot, int patient) {
+    wl_engine *engine = self->engine;
+    const runtime_calls *runtime = &engine->runtime;
+    copy_under_way *copy = &engine->copies[slot];
+    void *event = slot_event(engine, &copy->chunk);
+    begin(self, &copy->chunk, STAGE_DEVICE_WAIT);
+    pthread_mutex_unlock(&engine->lock);
+    uint64_t start = now_ns();
+    int code = patient ? settle(runtime, event) : told(runtime, runtime->query(event));
+    if (!patient && code && code != runtime->not_ready) settle(runtime, event);
+    copy->done.nanoseconds[TIME_DEVICE] += now_ns() - start;
+    pthread_mutex_lock(&engine->lock);
+    self->activity.busy = 0;
+    if (!patient && code == runtime->not_ready) return 0;
+    if (code) copy->done.result = device_failure(code, STAGE_DEVICE_WAIT);
+    finish(engine, &copy->chunk, &copy->done);
+    return 1;
+}
+
+/* Whether the oldest copy on the list is this thread's to wait for. Above the limit a thread sees to it that its own have
+ * landed and leaves younger ones to those within, of which there is always one unless the limit is 0. */
+static int has_to_settle(const worker *self) {
+    const wl_engine *engine = self->engine;
+    if (engine->oldest_copy == NONE) return 0;
+    if (self->index < engine->limit || engine->limit == 0 || engine->stopping) return 1;
+    return engine->copies[engine->oldest_copy].age <= self->last_age;
+}
+
+/* Tells of the oldest copies that have completed. */
+static void reap(worker *self) {
+    wl_engine *engine = self->engine;
+    while (engine->oldest_copy != NONE) {
+        uint32_t slot = take_oldest_copy(engine);
+        if (settle_copy(self, slot, 0)) continue;
+        list_copy(engine, slot);
+        return;
+    }
+}
+
+/* A slot for the next chunk of a lane, or NONE if the engine is stopping; the copy out of its last slot, `own` unless NONE,
+ * is listed or has landed. See above for why a lane needs nobody's help here. */
+static uint32_t next_slot(worker *self, uint32_t own) {
+    wl_engine *engine = self->engine;
+    uint32_t next = NONE;
+    while (!engine->stopping && engine->free_count == 0) {
+        uint32_t slot = engine->oldest_copy != NONE ? take_oldest_copy(engine) : own;
+        if (slot == own) own = NONE;
+        settle_copy(self, slot, 1);
+    }
+    if (!engine->stopping) next = engine->free_slots[--engine->free_count];
+    if (own != NONE) list_copy(engine, own);
+    if (next != NONE) reap(self);
+    return next;
+}
+
+/* Goes on to the next chunk of the same lane; 0 where there is none or the engine is stopping. A copy out of this chunk's
+ * slot is listed or has landed then. */
+static int follow_lane(worker *self, chunk *c, int copying) {
+    wl_engine *engine = self->engine;
+    uint32_t own = copying ? c->slot : NONE;
+    if (!(c->extent.flags & FLAG_LANE) || ends_extent(c)) {
+        if (own != NONE) list_copy(engine, own);
+        return 0;
+    }
+    if (c->extent.sink == SINK_DEVICE) c->slot = next_slot(self, own);
+    if (engine->stopping) {
+        if (c->slot != NONE) release_slot(engine, c->slot);
+        return 0;
+    }
+    c->offset += c->length;
+    c->length = chunk_end(engine, &c->extent, c->offset) - c->offset;
+    engine->counters.claimed_bytes += c->length;
+    return 1;
 }
 
 /* ---- threads --------------------------------------------------------------------------------------------------- */
@@ -430,33 +774,60 @@ static int own_descriptor(worker *self, uint32_t shard, int shared) {
 #endif
 }
 
+/* Carries out a claimed chunk, and the rest of the lane that it begins. The lock is held before and after. */
+static void carry_out(worker *self, chunk *c) {
+    wl_engine *engine = self->engine;
+    wl_shard shard = engine->shards[c->extent.shard];
+    int copying;
+    do {
+        begin(self, c, STAGE_READING);
+        pthread_mutex_unlock(&engine->lock);
+
+        if (c->extent.flags & FLAG_LANE) shard.fd = own_descriptor(self, c->extent.shard, shard.fd);
+        work_done done = {.result = c->extent.sink == SINK_DEVICE ? engine->first_failure : SUCCESS};
+        copying = !done.result.failure && move(self, &shard, c, &done);
+
+        pthread_mutex_lock(&engine->lock);
+        self->activity.busy = 0;
+        if (copying) engine->copies[c->slot] = (copy_under_way){*c, done, self->last_age = ++engine->next_age, NONE};
+        else finish(engine, c, &done);
+    } while (follow_lane(self, c, copying));
+}
+
+static void call_devices_first(worker *self) {
+    wl_engine *engine = self->engine;
+    self->activity = (wl_activity){.busy = 1};
+    set_stage(self, STAGE_DEVICE_COPY);
+    pthread_mutex_unlock(&engine->lock);
+    outcome result = first_calls(self);
+    pthread_mutex_lock(&engine->lock);
+    self->activity.busy = 0;
+    if (result.failure && !engine->first_failure.failure) engine->first_failure = result;
+    if (++engine->first_called == engine->started) pthread_cond_broadcast(&engine->work);
+}
+
+static void rest(worker *self) {
+    wl_engine *engine = self->engine;
+    int within = self->index < engine->limit, starved = within && engine->next_extent < engine->extent_count;
+    uint64_t start = now_ns();
+    pthread_cond_wait(within ? &engine->work : &engine->parked, &engine->lock);
+    if (starved) engine->counters.nanoseconds[TIME_WAIT_SLOT] += now_ns() - start;
+}
+
 static void *work_loop(void *argument) {
     worker *self = argument;
     wl_engine *engine = self->engine;
     chunk c;
     pthread_mutex_lock(&engine->lock);
+    if (engine->queue_count) call_devices_first(self);
     for (;;) {
-        if (engine->stopping) break;
-        if (self->index >= engine->limit || !claim(engine, &c)) {
-            int starved = self->index < engine->limit && engine->next_extent < engine->extent_count;
-            uint64_t start = now_ns();
-            pthread_cond_wait(&engine->work, &engine->lock);
-            if (starved) engine->counters.nanoseconds[TIME_WAIT_SLOT] += now_ns() - start;
-            continue;
-        }
-        wl_shard shard = engine->shards[c.extent.shard];
-        do {
-            self->activity = (wl_activity){c.extent.shard, 1, c.offset, c.length, now_ns()};
-            pthread_mutex_unlock(&engine->lock);
-
-            if (c.extent.flags & FLAG_LANE) shard.fd = own_descriptor(self, c.extent.shard, shard.fd);
-            work_done done = {.result = SUCCESS};
-            move(engine, &shard, &c, &done);
-
-            pthread_mutex_lock(&engine->lock);
-            self->activity.busy = 0;
-            finish(engine, &c, &done);
-        } while (follow_lane(engine, &c));
+        if (self->index < engine->limit && can_claim(engine)) reap(self);
+        if (self->index < engine->limit && can_claim(engine)) {
+            claim(engine, &c);
+            carry_out(self, &c);
+        } else if (has_to_settle(self)) settle_copy(self, take_oldest_copy(engine), 1);
+        else if (engine->stopping) break;
+        else rest(self);
     }
     if (self->own_shard) close(self->own_fd);
     engine->running--;
@@ -465,27 +836,35 @@ static void *work_loop(void *argument) {
     return NULL;
 }
 
-static int start_workers(wl_engine *engine, uint32_t wanted) {
+static int start_thread(pthread_t *thread, size_t stack_bytes, void *(*loop)(void *), void *argument) {
     sigset_t all, before;
     pthread_attr_t attributes;
-    int error = 0;
-    if (wanted > engine->worker_room) wanted = engine->worker_room;
     pthread_attr_init(&attributes);
-    pthread_attr_setstacksize(&attributes, STACK_BYTES);
+    pthread_attr_setstacksize(&attributes, stack_bytes);
     sigfillset(&all);
     pthread_sigmask(SIG_BLOCK, &all, &before);
+    int error = pthread_create(thread, &attributes, loop, argument);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_attr_destroy(&attributes);
+    return error;
+}
+
+static int start_workers(wl_engine *engine, uint32_t wanted) {
+    int error = 0;
+    if (engine->queue_count && engine->started) return 0;
+    if (wanted > engine->worker_room || engine->queue_count) wanted = engine->worker_room;
     while (engine->started < wanted && !error) {
         worker *w = &engine->workers[engine->started];
         w->engine = engine;
         w->index = engine->started;
-        error = pthread_create(&w->thread, &attributes, work_loop, w);
+        w->device = NONE;
+        w->waited = engine->waited + (size_t)w->index * engine->queue_count;
+        error = start_thread(&w->thread, engine->queue_count ? DEVICE_STACK_BYTES : STACK_BYTES, work_loop, w);
         if (!error) {
             engine->started++;
             engine->running++;
         }
     }
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    pthread_attr_destroy(&attributes);
     return engine->started ? 0 : error;
 }
 
@@ -501,6 +880,126 @@ static void deadline(struct timespec *t, uint32_t milliseconds) {
         t->tv_sec++;
         t->tv_nsec -= 1000000000;
     }
+}
+
+/* ---- watching -------------------------------------------------------------------------------------------------- */
+
+static wl_activity activity_of(const worker *w, uint64_t now) {
+    wl_activity activity = w->activity;
+    uint64_t stage = __atomic_load_n(&w->stage, __ATOMIC_RELAXED), since = stage >> STAGE_BITS;
+    activity.worker = w->index;
+    activity.stage = (uint32_t)(stage & ((1u << STAGE_BITS) - 1));
+    activity.nanoseconds = now > since ? now - since : 0;
+    const wl_engine *engine = w->engine;
+    if (!activity.length && engine->next_extent < engine->extent_count) {
+        /* First calls belong to no chunk; the next one waits for them. */
+        activity.shard = engine->extents[engine->next_extent].shard;
+        activity.offset = engine->next_offset;
+    }
+    return activity;
+}
+
+typedef struct {
+    char text[LINE_BYTES];
+    size_t used;
+} line;
+
+/* Adds text, or nothing where less than `spare` bytes would be left. */
+__attribute__((format(printf, 3, 4))) static int say(line *to, size_t spare, const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    size_t room = sizeof to->text - to->used;
+    int length = vsnprintf(to->text + to->used, room, format, arguments);
+    va_end(arguments);
+    if (length < 0 || (size_t)length + spare >= room) return 0;
+    to->used += (size_t)length;
+    return 1;
+}
+
+static const char *name_of(const wl_engine *engine, uint32_t shard) {
+    const char *name = engine->watch.names;
+    if (shard >= engine->shard_count) return "no file";
+    while (shard--) name += strlen(name) + 1;
+    return name;
+}
+
+static double seconds(uint64_t nanoseconds) { return (double)nanoseconds * 1e-9; }
+
+static uint32_t describe_workers(const wl_engine *engine, uint64_t now, line *to) {
+    static const char *const stages[] = {"reading", "pinning memory for", "starting a copy to the device from",
+                                         "waiting for the device with"};
+    uint32_t busy = 0, said = 0;
+    for (uint32_t i = 0; i < engine->started; i++) {
+        if (!engine->workers[i].activity.busy) continue;
+        wl_activity doing = activity_of(&engine->workers[i], now);
+        busy++;
+        said += (uint32_t)say(to, 64, "%s worker %u %s %.200s at byte %llu (%llu bytes) for %.1f s", said ? ";" : ":", i,
+                              stages[doing.stage],
+                              name_of(engine, doing.shard), (unsigned long long)doing.offset, (unsigned long long)doing.length,
+                              seconds(doing.nanoseconds));
+    }
+    if (said < busy) say(to, 1, "; %u more workers are busy", busy - said);
+    return busy;
+}
+
+/* One line about a load that stands still; 0 if nothing shows that it does. */
+static int describe_standstill(const wl_engine *engine, uint64_t now, uint64_t since, line *to) {
+    to->used = 0;
+    say(to, 0, "weightlift: nothing has landed for %.1f s and %llu bytes are outstanding", seconds(now - since),
+        (unsigned long long)(engine->submitted_bytes - engine->counters.landed_bytes));
+    int shown = describe_workers(engine, now, to) > 0;
+    if (!engine->polling && now - engine->polled >= engine->watch.period) {
+        shown = 1;
+        say(to, 1, "; the program has not asked for news for %.1f s", seconds(now - engine->polled));
+    }
+    say(to, 0, "\n");
+    return shown;
+}
+
+/* Not at all rather than waiting for a reader who has gone to sleep. */
+static void write_line(int fd, const line *said) {
+    struct pollfd writable = {.fd = fd, .events = POLLOUT};
+    if (poll(&writable, 1, 0) == 1 && writable.revents & POLLOUT) {
+        ssize_t written = write(fd, said->text, said->used);
+        (void)written;
+    }
+}
+
+static void *watch_loop(void *argument) {
+    wl_engine *engine = argument;
+    watchdog *watch = &engine->watch;
+    uint64_t since = now_ns(), landed = 0, due = watch->period;
+    uint32_t tick = (uint32_t)(watch->period / MILLISECOND / 8 + 1);
+    line said;
+    pthread_mutex_lock(&engine->lock);
+    while (!watch->ending) {
+        struct timespec until;
+        deadline(&until, tick);
+        pthread_cond_timedwait(&watch->end, &engine->lock, &until);
+        uint64_t now = now_ns();
+        if (landed != engine->counters.landed_bytes || landed == engine->submitted_bytes || !engine->running) {
+            landed = engine->counters.landed_bytes;
+            since = now;
+            due = watch->period;
+        } else if (now - since >= due && describe_standstill(engine, now, since, &said)) {
+            due = 2 * (now - since);
+            pthread_mutex_unlock(&engine->lock);
+            write_line(watch->fd, &said);
+            pthread_mutex_lock(&engine->lock);
+        }
+    }
+    pthread_mutex_unlock(&engine->lock);
+    return NULL;
+}
+
+static void end_watch(wl_engine *engine) {
+    if (!engine->watch.started) return;
+    pthread_mutex_lock(&engine->lock);
+    engine->watch.ending = 1;
+    pthread_cond_signal(&engine->watch.end);
+    pthread_mutex_unlock(&engine->lock);
+    pthread_join(engine->watch.thread, NULL);
+    engine->watch.started = 0;
 }
 
 /* ---- residency -------------------------------------------------------------------------------------------------- */
@@ -548,18 +1047,29 @@ EXPORT void wl_count_cached(int32_t fd, uint64_t offset, uint64_t length, uint64
 
 /* ---- what Python calls ----------------------------------------------------------------------------------------- */
 
-EXPORT uint32_t wl_abi(void) { return 4; }
+EXPORT uint32_t wl_abi(void) { return 5; }
 
 EXPORT void wl_free(wl_engine *engine) {
     if (!engine) return;
+    end_watch(engine);
     free(engine->shards);
     free(engine->extents);
     free(engine->remaining);
     free(engine->free_slots);
     free(engine->events);
     free(engine->workers);
+    free(engine->waited);
+    free(engine->copies);
+    for (uint32_t i = 0; engine->queues && i < engine->queue_count; i++) {
+        free(at((uint64_t)(uintptr_t)engine->queues[i].streams));
+        free(at((uint64_t)(uintptr_t)engine->queues[i].events));
+    }
+    free(engine->queues);
+    free(engine->watch.names);
     pthread_cond_destroy(&engine->work);
+    pthread_cond_destroy(&engine->parked);
     pthread_cond_destroy(&engine->news);
+    pthread_cond_destroy(&engine->watch.end);
     pthread_mutex_destroy(&engine->lock);
     free(engine);
 }
@@ -575,7 +1085,9 @@ EXPORT wl_engine *wl_new(const wl_shard *shards, uint32_t shard_count, uint64_t 
     pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
 #endif
     pthread_cond_init(&engine->work, NULL);
+    pthread_cond_init(&engine->parked, NULL);
     pthread_cond_init(&engine->news, &attributes);
+    pthread_cond_init(&engine->watch.end, &attributes);
     pthread_condattr_destroy(&attributes);
     engine->shards = calloc(shard_count ? shard_count : 1, sizeof *engine->shards);
     engine->free_slots = calloc(slot_count ? slot_count : 1, sizeof *engine->free_slots);
@@ -592,7 +1104,51 @@ EXPORT wl_engine *wl_new(const wl_shard *shards, uint32_t shard_count, uint64_t 
     for (uint32_t i = 0; i < slot_count; i++) engine->free_slots[i] = slot_count - 1 - i;
     engine->free_count = slot_count;
     engine->worker_room = worker_room;
+    engine->oldest_copy = engine->newest_copy = NONE;
+    engine->polled = now_ns();
     return engine;
+}
+
+static uint64_t *duplicate(const uint64_t *numbers, size_t count) {
+    uint64_t *copy = malloc((count ? count : 1) * sizeof *copy);
+    if (copy) memcpy(copy, numbers, count * sizeof *copy);
+    return copy;
+}
+
+/* Lets extents name devices; only before the first limits are set.
+ *
+ * `functions` are the addresses of what runtime_calls lists; `states` says for each slot whether it is registered, and is
+ * NULL where none is to be. */
+EXPORT int wl_set_devices(wl_engine *engine, const uint64_t *functions, int32_t not_ready, const wl_queue *queues,
+                          uint32_t count, uint8_t *states) {
+    if (engine->started || engine->queues || !count) return EINVAL;
+    for (uint32_t i = 0; i < count; i++)
+        if (!queues[i].stream_count || queues[i].event_count < engine->slot_count) return EINVAL;
+    engine->runtime = (runtime_calls){
+        .set_device = (int (*)(int))(uintptr_t)functions[0],
+        .copy = (int (*)(void *, const void *, size_t, int, void *))(uintptr_t)functions[1],
+        .record = (int (*)(void *, void *))(uintptr_t)functions[2],
+        .query = (int (*)(void *))(uintptr_t)functions[3],
+        .wait = (int (*)(void *))(uintptr_t)functions[4],
+        .stream_wait = (int (*)(void *, void *, unsigned))(uintptr_t)functions[5],
+        .register_memory = (int (*)(void *, size_t, unsigned))(uintptr_t)functions[6],
+        .last_error = (int (*)(void))(uintptr_t)functions[7],
+        .not_ready = not_ready,
+    };
+    engine->queues = calloc(count, sizeof *queues);
+    engine->waited = calloc((size_t)count * engine->worker_room, sizeof *engine->waited);
+    engine->copies = calloc(engine->slot_count ? engine->slot_count : 1, sizeof *engine->copies);
+    if (!engine->queues || !engine->waited || !engine->copies) return ENOMEM;
+    engine->queue_count = count; /* what is freed by wl_free from now on */
+    engine->slot_states = states;
+    for (uint32_t i = 0; i < count; i++) {
+        wl_queue *queue = &engine->queues[i];
+        *queue = queues[i];
+        queue->streams = duplicate(queues[i].streams, queues[i].stream_count);
+        queue->events = duplicate(queues[i].events, queues[i].event_count);
+        if (!queue->streams || !queue->events) return ENOMEM;
+    }
+    return 0;
 }
 
 static int grow(void **table, uint64_t *room, uint64_t wanted, size_t item) {
@@ -627,6 +1183,8 @@ EXPORT int wl_submit(wl_engine *engine, const wl_extent *extents, uint32_t count
     uint64_t total = (uint64_t)engine->extent_count + count, extent_room = engine->extent_room;
     uint64_t remaining_room = engine->extent_room;
     int error = total > UINT32_MAX ? E2BIG : 0;
+    for (uint32_t i = 0; i < count; i++)
+        if (extents[i].sink == SINK_DEVICE && extents[i].device >= engine->queue_count) error = EINVAL;
     if (!error) error = grow((void **)&engine->extents, &extent_room, total, sizeof *extents);
     if (!error) error = grow((void **)&engine->remaining, &remaining_room, total, sizeof *engine->remaining);
     if (!error) error = grow_events(engine, total + engine->slot_count + 1);
@@ -634,21 +1192,26 @@ EXPORT int wl_submit(wl_engine *engine, const wl_extent *extents, uint32_t count
         engine->extent_room = (uint32_t)extent_room;
         memcpy(engine->extents + engine->extent_count, extents, count * sizeof *extents);
         if (engine->next_extent == engine->extent_count && count) engine->next_offset = extents[0].offset;
-        for (uint32_t i = 0; i < count; i++) engine->remaining[engine->extent_count + i] = extents[i].length;
+        for (uint32_t i = 0; i < count; i++) {
+            engine->remaining[engine->extent_count + i] = extents[i].length;
+            engine->submitted_bytes += extents[i].length;
+        }
         engine->extent_count = (uint32_t)total;
+        engine->submissions++;
         pthread_cond_broadcast(&engine->work);
     }
     pthread_mutex_unlock(&engine->lock);
     return error;
 }
 
-/* Sets how many threads may claim and how large a chunk may be; starts threads that are not running yet. */
+/* Sets how many threads may claim and how large a chunk may be; starts threads that are not running yet, with devices all
+ * there is room for at once. */
 EXPORT int wl_set_limits(wl_engine *engine, uint32_t workers, uint64_t chunk_bytes) {
     pthread_mutex_lock(&engine->lock);
     engine->chunk_bytes = chunk_bytes;
     engine->limit = workers;
     int error = engine->stopping ? 0 : start_workers(engine, workers);
-    pthread_cond_broadcast(&engine->work);
+    wake_all(engine);
     pthread_mutex_unlock(&engine->lock);
     return error;
 }
@@ -659,8 +1222,11 @@ EXPORT uint32_t wl_poll(wl_engine *engine, wl_event *events, uint32_t room, uint
     uint32_t count = 0;
     deadline(&until, milliseconds);
     pthread_mutex_lock(&engine->lock);
+    engine->polling++;
     while (engine->event_head == engine->event_tail)
         if (pthread_cond_timedwait(&engine->news, &engine->lock, &until)) break;
+    engine->polling--;
+    engine->polled = now_ns();
     while (count < room && engine->event_head < engine->event_tail)
         events[count++] = engine->events[engine->event_head++ % engine->event_room];
     pthread_mutex_unlock(&engine->lock);
@@ -687,25 +1253,38 @@ EXPORT void wl_read_shard(wl_engine *engine, uint32_t index, wl_shard *shard) {
     pthread_mutex_unlock(&engine->lock);
 }
 
-/* What each thread is reading right now; returns how many are. */
+/* What each thread is doing right now; returns how many are. */
 EXPORT uint32_t wl_read_activity(wl_engine *engine, wl_activity *activities, uint32_t room) {
     uint32_t count = 0;
     uint64_t now = now_ns();
     pthread_mutex_lock(&engine->lock);
-    for (uint32_t i = 0; i < engine->started && count < room; i++) {
-        if (!engine->workers[i].activity.busy) continue;
-        activities[count] = engine->workers[i].activity;
-        activities[count++].nanoseconds = now - engine->workers[i].activity.nanoseconds;
-    }
+    for (uint32_t i = 0; i < engine->started && count < room; i++)
+        if (engine->workers[i].activity.busy) activities[count++] = activity_of(&engine->workers[i], now);
     pthread_mutex_unlock(&engine->lock);
     return count;
+}
+
+/* Starts a thread that writes a line to `fd` when nothing has landed for a time, and again after each doubling of it. Only
+ * once; `names` holds a name per shard, each with its final 0, in `bytes` bytes altogether. */
+EXPORT int wl_watch(wl_engine *engine, uint32_t milliseconds, int32_t fd, const char *names, uint64_t bytes) {
+    watchdog *watch = &engine->watch;
+    if (watch->names || !milliseconds) return EINVAL;
+    /* A copy, since a thread that hangs may outlive the interpreter. */
+    watch->names = malloc(bytes ? bytes : 1);
+    if (!watch->names) return ENOMEM;
+    memcpy(watch->names, names, bytes);
+    watch->fd = fd;
+    watch->period = milliseconds * MILLISECOND;
+    int error = start_thread(&watch->thread, STACK_BYTES, watch_loop, engine);
+    watch->started = !error;
+    return error;
 }
 
 /* No chunk is claimed after this returns. */
 EXPORT void wl_cancel(wl_engine *engine) {
     pthread_mutex_lock(&engine->lock);
     engine->stopping = 1;
-    pthread_cond_broadcast(&engine->work);
+    wake_all(engine);
     pthread_mutex_unlock(&engine->lock);
 }
 
@@ -719,7 +1298,8 @@ EXPORT uint32_t wl_join(wl_engine *engine, uint32_t milliseconds) {
     uint32_t left = engine->running, started = engine->started;
     if (!left) engine->started = 0;
     pthread_mutex_unlock(&engine->lock);
-    if (!left)
-        for (uint32_t i = 0; i < started; i++) pthread_join(engine->workers[i].thread, NULL);
-    return left;
+    if (left) return left;
+    for (uint32_t i = 0; i < started; i++) pthread_join(engine->workers[i].thread, NULL);
+    end_watch(engine);
+    return 0;
 }

@@ -14,10 +14,13 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from weightlift.operations import COPY_FIELDS, Extent, Failure, FailureKind, ReadPath, ShardSource, Sink, SlotMemory
+from weightlift.operations import COPY_FIELDS, Extent, Failure, FailureKind, ReadPath, ShardSource, Sink, Stage
 from weightlift.units import PAGE_BYTES, align_down, align_up
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from weightlift.device_operations import SlotMemory
     from weightlift.engines.reader import Reader
 
 _DIRECT_REFUSED: Final = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EFAULT})
@@ -33,6 +36,7 @@ class Chunk:
         slot: the slot it was claimed with, -1 if it needs none.
         offset: first byte in the file.
         length: bytes.
+        submissions: how often extents had been submitted when it was claimed.
     """
 
     extent: Extent
@@ -40,11 +44,56 @@ class Chunk:
     slot: int
     offset: int
     length: int
+    submissions: int = 0
 
     @property
     def ends_extent(self) -> bool:
         """No chunk of the extent comes behind this one."""
         return self.offset + self.length == self.extent.offset + self.extent.length
+
+    @property
+    def keeps_slot(self) -> bool:
+        """Its slot is that of the lane's next chunk, too; a copy to a device has to leave the slot first."""
+        return self.slot >= 0 and self.extent.lane and self.extent.sink is not Sink.DEVICE and not self.ends_extent
+
+
+def runs_of(chunk: Chunk) -> Iterator[tuple[int, int, int]]:
+    """Where the parts of a chunk go: offset in the file, destination address and bytes of each.
+
+    Entries of the copy table that follow each other in the file and at their destination make one part.
+    """
+    copies = chunk.extent.copies
+    assert copies is not None
+    numbers, entries = copies.numbers, range(copies.first, copies.first + copies.count)
+    chunk_end = chunk.offset + chunk.length
+
+    def end_of(entry: int) -> int:
+        return numbers[entry * COPY_FIELDS] + numbers[entry * COPY_FIELDS + 1]
+
+    begin, destination, end = chunk.offset, 0, chunk.offset
+    for entry in entries[bisect_right(entries, chunk.offset, key=end_of) :]:
+        offset, length, address = numbers[entry * COPY_FIELDS : entry * COPY_FIELDS + COPY_FIELDS]
+        if offset >= chunk_end:
+            break
+        if offset != end or address != destination + end - begin or end == begin:
+            if end > begin:
+                yield begin, destination, end - begin
+            begin = max(offset, chunk.offset)
+            destination = address + begin - offset
+        end = min(offset + length, chunk_end)
+    if end > begin:
+        yield begin, destination, end - begin
+
+
+class Doing:
+    """What a worker is at, and since when; replaced as a whole, so that others may look without a lock."""
+
+    def __init__(self) -> None:
+        self.enter(Stage.READING)
+
+    def enter(self, stage: Stage) -> None:
+        """Say that the next stage begins."""
+        self.now = (stage, time.monotonic())
 
 
 @dataclass(slots=True)
@@ -57,6 +106,9 @@ class Outcome:
     storage_seconds: float = 0.0
     cache_seconds: float = 0.0
     copy_seconds: float = 0.0
+    device_seconds: float = 0.0
+    register_seconds: float = 0.0
+    copying: bool = False
     failure: Failure | None = None
 
 
@@ -73,7 +125,7 @@ def _memory(address: int, length: int) -> memoryview:
 
 
 class Mover:
-    """Moves chunks with one reader.
+    """Moves chunks between files and host memory with one reader; the devices' side is the engine's.
 
     Args:
         shards: the open shards.
@@ -111,25 +163,29 @@ class Mover:
             self._own = (extent.shard, shared._replace(descriptor=own))
         return self._own[1]
 
-    def move(self, chunk: Chunk) -> Outcome:
-        """Read a chunk and put it where it belongs; what failed is told in the outcome."""
-        extent, outcome = chunk.extent, Outcome()
+    def address_of(self, chunk: Chunk, outcome: Outcome) -> int:
+        """Where a chunk that was read begins in host memory."""
+        if chunk.extent.sink is Sink.PLACE:
+            return chunk.extent.address + chunk.offset - chunk.extent.offset
+        return self._slots.address + chunk.slot * self._slots.slot_bytes + outcome.delta
+
+    def move(self, chunk: Chunk, outcome: Outcome) -> None:
+        """Read a chunk and put it where it belongs in host memory; what failed is told in the outcome."""
+        extent = chunk.extent
         shard = self._source(extent)
-        if extent.sink is Sink.PLACE:
-            address = extent.address + chunk.offset - extent.offset
-        else:
-            outcome.delta = chunk.offset % shard.offset_alignment if extent.path is ReadPath.DIRECT else 0
-            address = self._slots.address + chunk.slot * self._slots.slot_bytes + outcome.delta
+        if extent.sink is not Sink.PLACE and extent.path is ReadPath.DIRECT:
+            outcome.delta = chunk.offset % shard.offset_alignment
+        address = self.address_of(chunk, outcome)
         start = time.monotonic()
         try:
             self._read(shard, extent.path, address, chunk, outcome)
         except _EndOfFileError as end:
             outcome.failure = Failure(chunk.index, FailureKind.END_OF_FILE, 0, end.offset, chunk.length)
-            return outcome
+            return
         except OSError as err:
             number = err.errno or errno.EIO
             outcome.failure = Failure(chunk.index, FailureKind.READ, number, chunk.offset, chunk.length)
-            return outcome
+            return
         read = time.monotonic()
         if extent.resident:
             outcome.cache_seconds = read - start
@@ -137,10 +193,10 @@ class Mover:
             outcome.storage_seconds = read - start
         if extent.drop_behind:
             self._drop(shard, chunk)
-        if extent.copies is not None:
-            self._copy_out(extent, chunk, address)
+        if extent.sink is Sink.COPY:
+            for begin, destination, nbytes in runs_of(chunk):
+                ctypes.memmove(destination, address + begin - chunk.offset, nbytes)
             outcome.copy_seconds = time.monotonic() - read
-        return outcome
 
     def _read(self, shard: ShardSource, path: ReadPath, address: int, chunk: Chunk, outcome: Outcome) -> None:
         if path is ReadPath.DIRECT:
@@ -200,20 +256,3 @@ class Mover:
             first = align_down(chunk.offset, PAGE_BYTES)
             length = chunk.offset + chunk.length - first
             os.posix_fadvise(shard.descriptor, first, length, os.POSIX_FADV_DONTNEED)
-
-    @staticmethod
-    def _copy_out(extent: Extent, chunk: Chunk, address: int) -> None:
-        assert extent.copies is not None
-        numbers, first, count = extent.copies.numbers, extent.copies.first, extent.copies.count
-        entries = range(first, first + count)
-        chunk_end = chunk.offset + chunk.length
-
-        def end_of(entry: int) -> int:
-            return numbers[entry * COPY_FIELDS] + numbers[entry * COPY_FIELDS + 1]
-
-        for entry in entries[bisect_right(entries, chunk.offset, key=end_of) :]:
-            offset, length, destination = numbers[entry * COPY_FIELDS : entry * COPY_FIELDS + COPY_FIELDS]
-            if offset >= chunk_end:
-                break
-            start, stop = max(offset, chunk.offset), min(offset + length, chunk_end)
-            ctypes.memmove(destination + start - offset, address + start - chunk.offset, stop - start)

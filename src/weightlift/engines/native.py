@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from weightlift.errors import EngineError, UnsupportedError
+from weightlift.errors import EngineError, UnsupportedError, printable
 from weightlift.host import residency
 from weightlift.host.kernel import PAGE_SIZE
 from weightlift.host.memory import available_processors
@@ -30,14 +30,16 @@ from weightlift.operations import (
     ReadPath,
     ShardSource,
     ShardUse,
-    SlotMemory,
+    Stage,
 )
 from weightlift.options import from_environment
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_ABI: Final = 4
+    from weightlift.device_operations import Devices, SlotMemory
+
+_ABI: Final = 5
 _EVENTS_PER_POLL: Final = 64
 _ACTIVITY_ROOM: Final = 64
 _NANOSECONDS: Final = 1e-9
@@ -62,8 +64,10 @@ class _Extent(ctypes.Structure):
         ("length", ctypes.c_uint64),
         ("address", ctypes.c_uint64),
         ("copies", ctypes.c_uint64),
+        ("ready", ctypes.c_uint64),
         ("copy_count", ctypes.c_uint32),
         ("shard", ctypes.c_uint32),
+        ("device", ctypes.c_uint32),
         ("path", ctypes.c_uint8),
         ("sink", ctypes.c_uint8),
         ("flags", ctypes.c_uint8),
@@ -78,6 +82,7 @@ class _Event(ctypes.Structure):
         ("slot", ctypes.c_uint32),
         ("error", ctypes.c_int32),
         ("failure", ctypes.c_uint32),
+        ("stage", ctypes.c_uint32),
         ("slot_delta", ctypes.c_uint32),
         ("offset", ctypes.c_uint64),
         ("length", ctypes.c_uint64),
@@ -90,7 +95,7 @@ class _Counters(ctypes.Structure):
         ("landed_bytes", ctypes.c_uint64),
         ("reads", ctypes.c_uint64),
         ("fallbacks", ctypes.c_uint64),
-        ("nanoseconds", ctypes.c_uint64 * 5),
+        ("nanoseconds", ctypes.c_uint64 * 7),
         ("workers", ctypes.c_uint32),
         ("running", ctypes.c_uint32),
     )
@@ -99,10 +104,22 @@ class _Counters(ctypes.Structure):
 class _Activity(ctypes.Structure):
     _fields_ = (
         ("shard", ctypes.c_uint32),
+        ("worker", ctypes.c_uint32),
         ("busy", ctypes.c_uint32),
+        ("stage", ctypes.c_uint32),
         ("offset", ctypes.c_uint64),
         ("length", ctypes.c_uint64),
         ("nanoseconds", ctypes.c_uint64),
+    )
+
+
+class _Queue(ctypes.Structure):
+    _fields_ = (
+        ("ordinal", ctypes.c_int32),
+        ("stream_count", ctypes.c_uint32),
+        ("event_count", ctypes.c_uint32),
+        ("streams", ctypes.POINTER(ctypes.c_uint64)),
+        ("events", ctypes.POINTER(ctypes.c_uint64)),
     )
 
 
@@ -116,6 +133,10 @@ _SIGNATURES: Final[dict[str, tuple[object, tuple[object, ...]]]] = {
         ctypes.c_void_p,
         (ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_uint32),
     ),
+    "wl_set_devices": (
+        ctypes.c_int,
+        (*(ctypes.c_void_p,) * 2, ctypes.c_int32, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p),
+    ),
     "wl_submit": (ctypes.c_int, (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32)),
     "wl_set_limits": (ctypes.c_int, (ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint64)),
     "wl_poll": (ctypes.c_uint32, (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32)),
@@ -123,6 +144,10 @@ _SIGNATURES: Final[dict[str, tuple[object, tuple[object, ...]]]] = {
     "wl_read_counters": (None, (ctypes.c_void_p, ctypes.c_void_p)),
     "wl_read_shard": (None, (ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p)),
     "wl_read_activity": (ctypes.c_uint32, (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32)),
+    "wl_watch": (
+        ctypes.c_int,
+        (ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int32, ctypes.c_char_p, ctypes.c_uint64),
+    ),
     "wl_cancel": (None, (ctypes.c_void_p,)),
     "wl_join": (ctypes.c_uint32, (ctypes.c_void_p, ctypes.c_uint32)),
     "wl_free": (None, (ctypes.c_void_p,)),
@@ -194,15 +219,19 @@ class NativeEngine:
     Args:
         shards: the open shards that extents refer to.
         slots: memory to stage in, alive for as long as the engine is.
-        worker_room: most workers that :meth:`set_limits` may ask for.
+        worker_room: most workers that :meth:`set_limits` may ask for; with devices, that many are started at once.
+        devices: those that extents may name; their streams and events have to outlive the engine.
 
     Raises:
         UnsupportedError: the library was not built or does not load.
+        EngineError: the machine is out of memory.
     """
 
     name = "native"
 
-    def __init__(self, shards: Sequence[ShardSource], slots: SlotMemory, worker_room: int) -> None:
+    def __init__(
+        self, shards: Sequence[ShardSource], slots: SlotMemory, worker_room: int, devices: Devices | None = None
+    ) -> None:
         library = native_library()
         if isinstance(library, str):
             raise UnsupportedError(library, hint='use engine="python", or reinstall where a C compiler is found')
@@ -218,6 +247,27 @@ class NativeEngine:
         if not self._engine:
             raise EngineError("the native engine could not allocate its tables", hint="the machine is out of memory")
         self._events = (_Event * _EVENTS_PER_POLL)()
+        if devices is not None and devices.queues:
+            self._set_devices(devices)
+
+    def _set_devices(self, devices: Devices) -> None:
+        queues = (_Queue * len(devices.queues))()
+        for entry, queue in zip(queues, devices.queues, strict=True):
+            assert len(queue.events) >= self._slots.count, "every slot needs an event on every device"
+            entry.ordinal = queue.ordinal
+            entry.stream_count, entry.event_count = len(queue.streams), len(queue.events)
+            entry.streams = (ctypes.c_uint64 * len(queue.streams))(*queue.streams)
+            entry.events = (ctypes.c_uint64 * len(queue.events))(*queue.events)
+        functions, states = devices.runtime.function_table(), self._slots.states
+        error = self._library.wl_set_devices(
+            self._engine,
+            functions.buffer_info()[0],
+            devices.runtime.not_ready,
+            queues,
+            len(queues),
+            states.buffer_info()[0] if states is not None else None,
+        )
+        self._check(error, "take devices")
 
     def submit(self, extents: Sequence[Extent]) -> None:
         """See :class:`~weightlift.operations.Engine`."""
@@ -227,6 +277,7 @@ class NativeEngine:
             entry.shard, entry.path, entry.sink = extent.shard, extent.path, extent.sink
             entry.flags = extent.fresh | extent.drop_behind << 1 | extent.lane << 2
             entry.resident = extent.resident
+            entry.device, entry.ready = extent.device, extent.ready
             if extent.copies:
                 numbers = extent.copies.numbers
                 entry.copies = numbers.buffer_info()[0] + extent.copies.first * COPY_FIELDS * numbers.itemsize
@@ -251,7 +302,8 @@ class NativeEngine:
         if event.kind == 1:
             address = self._slots.address + event.slot * self._slots.slot_bytes + event.slot_delta
             return ChunkReady(event.extent, event.slot, address, event.offset, event.length)
-        return Failure(event.extent, FailureKind(event.failure), event.error, event.offset, event.length)
+        kind, stage = FailureKind(event.failure), Stage(event.stage)
+        return Failure(event.extent, kind, event.error, event.offset, event.length, stage=stage)
 
     def return_slot(self, slot: int) -> None:
         """See :class:`~weightlift.operations.Engine`."""
@@ -261,7 +313,8 @@ class NativeEngine:
         """See :class:`~weightlift.operations.Engine`."""
         raw = _Counters()
         self._library.wl_read_counters(self._engine, ctypes.byref(raw))
-        storage, cache, populate, copy, slot_wait = (nanoseconds * _NANOSECONDS for nanoseconds in raw.nanoseconds)
+        times = (nanoseconds * _NANOSECONDS for nanoseconds in raw.nanoseconds)
+        storage, cache, populate, copy, slot_wait, device, register = times
         return Counters(
             claimed_bytes=raw.claimed_bytes,
             landed_bytes=raw.landed_bytes,
@@ -272,6 +325,8 @@ class NativeEngine:
             populate_seconds=populate,
             copy_seconds=copy,
             slot_wait_seconds=slot_wait,
+            device_seconds=device,
+            register_seconds=register,
             workers=raw.workers,
             running=raw.running,
         )
@@ -294,9 +349,21 @@ class NativeEngine:
         table = (_Activity * _ACTIVITY_ROOM)()
         count = self._library.wl_read_activity(self._engine, table, _ACTIVITY_ROOM)
         return [
-            Activity(entry.shard, entry.offset, entry.length, entry.nanoseconds * _NANOSECONDS)
+            Activity(entry.shard, entry.offset, entry.length, entry.nanoseconds * _NANOSECONDS, Stage(entry.stage))
             for entry in table[:count]
         ]
+
+    def watch(self, seconds: float, names: Sequence[str], fd: int = 2) -> None:
+        """See :class:`~weightlift.operations.Engine`; works while the interpreter lock is held, too. Only once.
+
+        Args:
+            seconds: how long nothing may land.
+            names: what to call each shard.
+            fd: where to say it; the lines are left out while nobody reads them.
+        """
+        text = b"".join(printable(name).encode() + b"\0" for name in names)
+        error = self._library.wl_watch(self._engine, max(1, round(seconds * 1000)), fd, text, len(text))
+        self._check(error, "watch")
 
     def cancel(self) -> None:
         """See :class:`~weightlift.operations.Engine`."""

@@ -43,8 +43,9 @@ _STATX_DEVICE: Final = struct.Struct("=II")
 _STATX_MEMORY_ALIGNMENT_AT: Final = 152
 _STATX_OFFSET_ALIGNMENT_AT: Final = 156
 
-_QUICK_RANGE_BYTES: Final = 64 << 20
-_SMALL_FILE_BYTES: Final = 64 << 10
+QUICK_RANGE_BYTES: Final = 64 << 20
+"""File ranges up to this length are looked at with the interpreter lock held: it takes about a millisecond at most."""
+_SMALL_READ_BYTES: Final = 8 << 10
 _MAP_FAILED: Final = ctypes.c_void_p(-1).value
 
 
@@ -84,7 +85,8 @@ def _libc(*, held: bool = False) -> ctypes.CDLL | None:
     ]
     libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
     libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
-    libc.open.argtypes = [ctypes.c_char_p, ctypes.c_int]
+    for opening in (libc.open, getattr(libc, "open64", libc.open)):
+        opening.argtypes = [ctypes.c_char_p, ctypes.c_int]
     libc.read.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
     libc.read.restype = ctypes.c_ssize_t
     libc.close.argtypes = [ctypes.c_int]
@@ -110,7 +112,7 @@ def cachestat(fd: int, offset: int, length: int) -> CacheStat | None:
     Raises:
         OSError: ``EPERM`` for a file that the user neither owns nor may write, ``EOPNOTSUPP`` on hugetlbfs.
     """
-    libc = _libc(held=0 < length <= _QUICK_RANGE_BYTES)
+    libc = _libc(held=0 < length <= QUICK_RANGE_BYTES)
     if libc is None:
         return None
     file_range = (ctypes.c_uint64 * 2)(offset, length)
@@ -194,10 +196,10 @@ def resident_pages(fd: int, offset: int, length: int) -> bytes | None:
     Raises:
         OSError: the file cannot be mapped.
     """
-    libc = _libc()
-    if libc is None:
+    quick, libc = _libc(held=True), _libc(held=length <= QUICK_RANGE_BYTES)
+    if quick is None or libc is None:
         return None
-    map_file = getattr(libc, "mmap64", libc.mmap)
+    map_file = getattr(quick, "mmap64", quick.mmap)
     address = map_file(None, length, mmap.PROT_READ, mmap.MAP_SHARED, fd, offset)
     if address is None or address == _MAP_FAILED:
         raise _failure("mmap")
@@ -206,7 +208,7 @@ def resident_pages(fd: int, offset: int, length: int) -> bytes | None:
         if libc.mincore(address, length, vector) != 0:
             raise _failure("mincore")
     finally:
-        libc.munmap(address, length)
+        quick.munmap(address, length)
     # Only the lowest bit of an entry is defined.
     return bytes(entry & 1 for entry in vector.raw)
 
@@ -245,12 +247,38 @@ def read_small(path: str | os.PathLike[str]) -> bytes | None:
         return None
     try:
         parts: list[bytes] = []
-        buffer = ctypes.create_string_buffer(_SMALL_FILE_BYTES)
-        while (count := libc.read(fd, buffer, _SMALL_FILE_BYTES)) > 0:
-            parts.append(buffer.raw[:count])
+        buffer = ctypes.create_string_buffer(_SMALL_READ_BYTES)
+        while (count := libc.read(fd, buffer, _SMALL_READ_BYTES)) > 0:
+            parts.append(ctypes.string_at(buffer, count))
         return None if count < 0 else b"".join(parts)
     finally:
         libc.close(fd)
+
+
+def open_quickly(path: str | os.PathLike[str], flags: int) -> int:
+    """Open a file that this process has open already, holding the interpreter lock, see :func:`_libc`.
+
+    Its name and status are at hand then, so that only a network file system takes a moment.
+
+    Args:
+        path: the file.
+        flags: as for ``os.open``; the descriptor is not inherited.
+
+    Raises:
+        OSError: the file cannot be opened so, as from ``os.open``.
+    """
+    libc = _libc(held=True)
+    if libc is None:
+        return os.open(path, flags | getattr(os, "O_CLOEXEC", 0))
+    name = os.fsencode(path)
+    if b"\0" in name:
+        raise ValueError("embedded null byte")
+    open_file = getattr(libc, "open64", libc.open)
+    while (fd := open_file(name, flags | os.O_CLOEXEC)) < 0:
+        number = ctypes.get_errno()
+        if number != errno.EINTR:
+            raise OSError(number, os.strerror(number), os.fspath(path))
+    return int(fd)
 
 
 def close_quickly(fd: int) -> None:

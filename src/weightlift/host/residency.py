@@ -14,6 +14,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from weightlift.host import kernel
+from weightlift.host.kernel import QUICK_RANGE_BYTES
 from weightlift.units import align_down, align_up
 
 if TYPE_CHECKING:
@@ -113,11 +114,16 @@ def residency(fd: int, size_bytes: int, count: CountCached | None = None) -> int
     """
     total = 0
     step = _RESIDENCY_STEP_BYTES if count else max(size_bytes, 1)
-    for cached in (count or count_cached)(fd, 0, size_bytes, step):
+    for cached in _counted(fd, 0, size_bytes, step, count):
         if cached is None:
             return None
         total += cached
     return total
+
+
+def _counted(fd: int, offset: int, length: int, step: int, quicker: CountCached | None) -> list[int | None]:
+    """Cached bytes per step; short ranges are worth neither threads nor the interpreter lock that waiting costs."""
+    return (count_cached if length <= QUICK_RANGE_BYTES else quicker or count_cached)(fd, offset, length, step)
 
 
 def _judge(cached_bytes: int, length: int) -> Residency:
@@ -146,18 +152,17 @@ def residency_map(
     """
     assert granule_bytes > 0, granule_bytes
     assert granule_bytes % kernel.PAGE_SIZE == 0, granule_bytes
-    count = count or count_cached
     runs: list[ResidencyRun] = []
     total = 0
     block_bytes = granule_bytes * _BLOCK_GRANULES
-    for index, cached in enumerate(count(fd, 0, size_bytes, block_bytes)):
+    for index, cached in enumerate(_counted(fd, 0, size_bytes, block_bytes, count)):
         if cached is None:
             return None
         start = index * block_bytes
         length = min(block_bytes, size_bytes - start)
         parts = [cached]
         if _judge(cached, length) is Residency.PARTIAL:
-            parts = [part or 0 for part in count(fd, start, length, granule_bytes)]
+            parts = [part or 0 for part in _counted(fd, start, length, granule_bytes, count)]
         total += sum(parts)
         runs.extend(_runs_of(parts, start, length, granule_bytes if len(parts) > 1 else block_bytes))
     return ResidencyMap(granule_bytes, size_bytes, total, tuple(_merged(runs)))
@@ -263,7 +268,7 @@ def sweep(fd: int, ranges: Iterable[tuple[int, int]]) -> None:
         fd: an open file.
         ranges: offset and length in bytes of each range, in file order.
     """
-    size = os.fstat(fd).st_size
+    size = kernel.file_status(fd).size_bytes
     # The kernel passes over a large folio that does not lie wholly inside one call's range: neighbours go as one.
     for offset, end in _joined(ranges):
         start = align_up(offset, kernel.PAGE_SIZE)

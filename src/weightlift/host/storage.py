@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import mmap
 import os
 import re
 import sys
@@ -58,7 +57,7 @@ def probe_direct(path: str | os.PathLike[str]) -> DirectAccess:
     """Find out by a trial read whether a file takes direct reads; see :func:`open_direct`."""
     access, fd = open_direct(path)
     if fd >= 0:
-        os.close(fd)
+        kernel.close_quickly(fd)
     return access
 
 
@@ -66,7 +65,7 @@ def open_direct(path: str | os.PathLike[str]) -> tuple[DirectAccess, int]:
     """Open a file for direct reads, if a trial read works.
 
     Args:
-        path: a regular file.
+        path: a regular file, which is best open already (see :func:`~weightlift.host.kernel.open_quickly`).
 
     Returns:
         The rules to follow and the descriptor; or the reason why direct reads are out, and -1.
@@ -79,7 +78,7 @@ def open_direct(path: str | os.PathLike[str]) -> tuple[DirectAccess, int]:
     if flag is None:
         return _refused(f"{sys.platform} has no direct reads (O_DIRECT)"), -1
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flag)
+        fd = kernel.open_quickly(path, os.O_RDONLY | flag)
     except (FileNotFoundError, PermissionError):
         raise
     except OSError as err:
@@ -88,10 +87,10 @@ def open_direct(path: str | os.PathLike[str]) -> tuple[DirectAccess, int]:
     try:
         access = _try_direct(fd, path)
     except BaseException:
-        os.close(fd)
+        kernel.close_quickly(fd)
         raise
     if not access.supported:
-        os.close(fd)
+        kernel.close_quickly(fd)
         fd = -1
     return access, fd
 
@@ -129,11 +128,11 @@ def _read_one_block(fd: int, memory_alignment: int, offset_alignment: int) -> in
     if sys.platform != "linux":
         return 0
     length = align_up(max(offset_alignment, 1), memory_alignment)
-    with mmap.mmap(-1, length + 3 * memory_alignment) as block:
-        address = ctypes.addressof(ctypes.c_char.from_buffer(block))
-        start = align_up(address, 2 * memory_alignment) + memory_alignment - address
-        with memoryview(block)[start : start + length] as buffer:
-            return os.preadv(fd, [buffer], 0)
+    # Ordinary memory, since making and closing a mapping would release the interpreter lock once more each.
+    block = bytearray(length + 3 * memory_alignment)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(block))
+    start = align_up(address, 2 * memory_alignment) + memory_alignment - address
+    return os.preadv(fd, [memoryview(block)[start : start + length]], 0)
 
 
 def probe_dontcache(fd: int) -> bool:

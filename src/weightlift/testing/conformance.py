@@ -29,12 +29,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from weightlift.operations import Event, ShardSource, SlotMemory
+    from weightlift.device_operations import SlotMemory
+    from weightlift.operations import Event, ShardSource
+
+HOST_SINKS = [sink for sink in Sink if sink is not Sink.DEVICE]
+"""Those that need no device; ``device_conformance`` has the other one."""
 
 PATIENCE_SECONDS = 20.0
 """How long a test waits for something that has to happen; nothing is judged by it but a hang."""
 
-_RANGES = (
+RANGES = (
     (0, 64 * KIB),
     (128 * KIB, 1),
     (192 * KIB + 1, 4095),
@@ -112,7 +116,7 @@ class EngineConformance(ABC):
 
     @pytest.mark.parametrize("workers", [1, 3])
     @pytest.mark.parametrize("chunk_bytes", [16 * KIB, 256 * KIB])
-    @pytest.mark.parametrize("sink", list(Sink))
+    @pytest.mark.parametrize("sink", HOST_SINKS)
     @pytest.mark.parametrize("path", list(ReadPath))
     def test_every_byte_lands_once_and_nothing_else_is_touched(
         self, bench: Bench, path: ReadPath, sink: Sink, chunk_bytes: int, workers: int
@@ -120,7 +124,7 @@ class EngineConformance(ABC):
         bench.require(path)
         extents = [
             bench.extent(path, sink, offset, length, fresh=sink is Sink.PLACE and index % 2 == 0)
-            for index, (offset, length) in enumerate(_RANGES)
+            for index, (offset, length) in enumerate(RANGES)
         ]
         total = sum(extent.length for extent in extents)
         engine = self.start(bench, workers=workers, chunk_bytes=chunk_bytes)
@@ -257,7 +261,7 @@ class EngineConformance(ABC):
         stop(self.make_engine([], bench.pool(1, 64 * KIB), 1))
 
     @pytest.mark.parametrize("alignment", [1, 2])
-    @pytest.mark.parametrize("sinks", [list(Sink), [Sink.HAND_OVER]])
+    @pytest.mark.parametrize("sinks", [HOST_SINKS, [Sink.HAND_OVER]])
     def test_direct_reads_that_are_refused_go_through_the_cache(
         self, bench: Bench, sinks: list[Sink], alignment: int
     ) -> None:
