@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import sys
 from typing import TYPE_CHECKING
 
@@ -81,6 +82,7 @@ def test_a_figure_that_gets_lost_on_the_way_is_unknown_or_passed_over() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell")
 def test_real_memory_is_seen() -> None:
+    gc.collect()  # what earlier tests left behind must not be freed in between
     monitor = Monitor()
     block = bytearray(b"x") * (48 << 20)
     monitor.sample(16 << 20)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from weightlift import errors
     from weightlift.api import Checkpoint, StateDict, load, load_into, open, stream
     from weightlift.description import TensorInfo
+    from weightlift.device_staging import release_pinned_memory
     from weightlift.errors import WeightliftError
     from weightlift.modules import LoadIntoResult
     from weightlift.options import LoadOptions
@@ -36,6 +37,7 @@ _HOMES = {
     "load": "weightlift.api",
     "load_into": "weightlift.api",
     "open": "weightlift.api",
+    "release_pinned_memory": "weightlift.device_staging",
     "stream": "weightlift.api",
 }
 
@@ -53,6 +55,7 @@ __all__ = [
     "load",
     "load_into",
     "open",
+    "release_pinned_memory",
     "stream",
 ]
 

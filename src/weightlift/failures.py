@@ -6,14 +6,18 @@ import errno
 import os
 from typing import TYPE_CHECKING, NoReturn
 
-from weightlift.errors import EngineError, InsufficientMemoryError, ReadError, WeightliftError, printable
-from weightlift.operations import FailureKind
+from weightlift.errors import DeviceError, EngineError, InsufficientMemoryError, ReadError, WeightliftError, printable
+from weightlift.operations import FailureKind, Stage
 from weightlift.units import format_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
     from weightlift.description import Description
     from weightlift.operations import Extent, Failure
     from weightlift.shards import OpenShards
+    from weightlift.targets.device import DeviceAccess
 
 _HINTS = {
     errno.EIO: "the drive reported an error: look at dmesg and its health (smartctl), then fetch the file again",
@@ -24,7 +28,13 @@ _HINTS = {
 }
 
 
-def raise_failure(failure: Failure, extent: Extent, description: Description, shards: OpenShards) -> NoReturn:
+def raise_failure(
+    failure: Failure,
+    extent: Extent,
+    description: Description,
+    shards: OpenShards,
+    accesses: Sequence[DeviceAccess] = (),
+) -> NoReturn:
     """Raise the typed error for an engine's failure.
 
     Args:
@@ -32,6 +42,7 @@ def raise_failure(failure: Failure, extent: Extent, description: Description, sh
         extent: the extent it happened in.
         description: the checkpoint.
         shards: its open shards.
+        accesses: the GPUs of the load.
     """
     shard = description.shards[extent.shard]
     tensor = description.tensor_at(extent.shard, max(failure.offset, extent.offset))
@@ -53,6 +64,8 @@ def raise_failure(failure: Failure, extent: Extent, description: Description, sh
             tensor=tensor,
             offset=failure.offset,
         ) from failure.cause
+    if failure.kind is FailureKind.DEVICE:
+        raise _device_error(failure, accesses[extent.device], shard.path, tensor)
     error: WeightliftError = ReadError(
         f"{shard.path}: reading {failure.length:,} bytes at byte {failure.offset:,} failed, in {_named(tensor)}: "
         f"{os.strerror(failure.error_number)} ({errno.errorcode.get(failure.error_number, 'errno')} "
@@ -66,6 +79,28 @@ def raise_failure(failure: Failure, extent: Extent, description: Description, sh
     if isinstance(error, ReadError):
         error.errno = failure.error_number
     raise error
+
+
+_DEVICE_STAGES = {Stage.DEVICE_COPY: "starting a copy to", Stage.DEVICE_WAIT: "waiting for a copy to"}
+
+
+def _device_error(failure: Failure, access: DeviceAccess, path: Path, tensor: str | None) -> DeviceError:
+    doing = f"{_DEVICE_STAGES.get(failure.stage, 'using')} {access.device}"
+    try:
+        access.runtime.check(failure.error_number, doing)
+    except DeviceError as err:
+        return DeviceError(
+            f"{path}: {err.message}, at byte {failure.offset:,}, in {_named(tensor)}",
+            hint=err.hint or "update the GPU's driver, and look at what else uses it",
+            path=path,
+            tensor=tensor,
+            offset=failure.offset,
+            length=failure.length,
+            code=err.code,
+            name=err.name,
+            call=err.call,
+        )
+    raise AssertionError("a device failure without an error code")
 
 
 def _named(tensor: str | None) -> str:

@@ -108,12 +108,20 @@ class _Run(NamedTuple):
     shift: int
 
 
-def lay_out(description: Description, rows: Sequence[int]) -> Layout:
+def lay_out(
+    description: Description,
+    rows: Sequence[int],
+    *,
+    large_bytes: int = LARGE_TENSOR_BYTES,
+    slab_bytes: int = SLAB_BYTES,
+) -> Layout:
     """Find a place for every selected tensor.
 
     Args:
         description: the checkpoint.
         rows: the selected rows, rising.
+        large_bytes: from this size on a tensor is a group of its own.
+        slab_bytes: most bytes of a group of smaller ones.
     """
     places = array("Q", bytes(8 * len(rows)))
     spans: list[Span] = []
@@ -132,7 +140,7 @@ def lay_out(description: Description, rows: Sequence[int]) -> Layout:
         cursor = align_up(place + run.length, PAGE_BYTES)
         spans.append(Span(run.shard, run.offset, run.length, place, run.shift == 0, run.first, run.end, packed=False))
     total = sum(map(description.lengths.__getitem__, rows))
-    groups = tuple(_groups(description, rows, spans, places))
+    groups = tuple(_groups(description, rows, spans, places, (large_bytes, slab_bytes)))
     return Layout(rows, places, tuple(spans), groups, align_up(cursor, PAGE_BYTES), total)
 
 
@@ -203,9 +211,10 @@ def _pack(description: Description, rows: Sequence[int], run: _Run, cursor: int,
 
 
 def _groups(
-    description: Description, rows: Sequence[int], spans: Sequence[Span], places: array[int]
+    description: Description, rows: Sequence[int], spans: Sequence[Span], places: array[int], sizes: tuple[int, int]
 ) -> Iterator[Group]:
     lengths = description.lengths
+    large_bytes, slab_bytes = sizes
     for span in spans:
         first = -1
         begin = end = 0
@@ -213,8 +222,8 @@ def _groups(
             length = lengths[rows[index]]
             if length == 0:
                 continue
-            large = length >= LARGE_TENSOR_BYTES
-            if first >= 0 and (large or places[index] + length - begin > SLAB_BYTES):
+            large = length >= large_bytes
+            if first >= 0 and (large or places[index] + length - begin > slab_bytes):
                 yield Group(first, index, begin, end - begin)
                 first = -1
             if first < 0:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from weightlift.errors import InsufficientMemoryError, OptionError, UnsupportedError
+from weightlift.destinations import Destinations
+from weightlift.errors import InsufficientMemoryError
 from weightlift.host.memory import available_processors, headroom
 from weightlift.pipeline import Transfer
 from weightlift.summary import summarise, summarise_mapped
 from weightlift.targets.digest import DigestTarget, digest_tensors
-from weightlift.targets.frameworks import pick_framework
-from weightlift.targets.host import ConvertingTarget, HostTarget
+from weightlift.targets.host import HostTarget
 from weightlift.targets.mapped import map_shards, mappable_rows, mapped_tensors
 from weightlift.targets.null import NullTarget
-from weightlift.types import Framework, Method, Staging
+from weightlift.types import Method
 from weightlift.units import format_bytes
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from weightlift.description import Description
     from weightlift.options import LoadOptions
     from weightlift.targets.base import Target
+    from weightlift.targets.device import DeviceAccess
     from weightlift.targets.frameworks import TensorMaker
     from weightlift.types import LoadReport
 
@@ -39,59 +40,16 @@ def load_rows(description: Description, rows: Sequence[int], options: LoadOption
     Raises:
         WeightliftError: see :mod:`weightlift.errors`.
     """
-    device = device_name(options)
-    if device == "null":
+    where = Destinations(description, rows, options)
+    if where.discards:
         return transfer_rows(description, rows, options, _null_target(description, rows, options))
-    maker = framework_for(device, options)
-    if options.method is Method.MMAP and device == "cpu" and options.dtype is None:
-        return _load_mapped(description, rows, options, maker)
-    target = memory_target(description, rows, options, maker, device)
+    if options.method is Method.MMAP and where.in_host_memory and options.dtype is None:
+        return _load_mapped(description, rows, options, where.maker)
+    target = where.target(rows)
     check_fit(target)
-    return transfer_rows(description, rows, options, target)
-
-
-def device_name(options: LoadOptions) -> str:
-    """The one device of the options, as its name.
-
-    Raises:
-        OptionError: the device is not a name or an object that has one.
-        UnsupportedError: staging was asked for that the device cannot use.
-    """
-    device = options.device
-    if not isinstance(device, str) and not hasattr(device, "type"):
-        raise OptionError(
-            f"device={device!r} is not a device",
-            hint='pass one device, such as "cpu", "null" or torch.device("cuda:0")',
-        )
-    name = str(device)
-    if name in {"cpu", "null"} and options.staging not in {Staging.AUTO, Staging.NONE}:
-        raise UnsupportedError(
-            f"staging={options.staging.value} has no meaning for device={name}: its memory is filled in place",
-            hint="leave staging out",
-        )
-    return name
-
-
-def framework_for(device: str, options: LoadOptions) -> TensorMaker:
-    """Whose tensors are made; devices other than the CPU need torch."""
-    requested = options.framework
-    if device != "cpu" and requested is not Framework.TORCH:
-        if requested is Framework.NUMPY:
-            raise UnsupportedError(f"numpy has no device {device}", hint='use framework="torch"')
-        requested = Framework.TORCH
-    maker = pick_framework(requested)
-    maker.check_device(device)
-    return maker
-
-
-def memory_target(
-    description: Description, rows: Sequence[int], options: LoadOptions, maker: TensorMaker, device: str
-) -> HostTarget | ConvertingTarget:
-    """The target that fills tensors on a device, converting if a data type was asked for."""
-    if options.dtype is None and device == "cpu":
-        return HostTarget(description, rows, maker)
-    dtype = maker.resolve_dtype(options.dtype) if options.dtype is not None else None
-    return ConvertingTarget(description, rows, maker, dtype=dtype, device=device)
+    return transfer_rows(
+        description, rows, options, target, accesses=where.accesses, staging_reason=where.staging_reason
+    )
 
 
 def check_fit(target: Target) -> None:
@@ -100,6 +58,8 @@ def check_fit(target: Target) -> None:
     Raises:
         InsufficientMemoryError: says by how much.
     """
+    if not target.host_bytes:
+        return
     room = headroom()
     if room is None or target.host_bytes <= room.available_bytes + room.swap_free_bytes:
         return
@@ -122,7 +82,15 @@ def shards_of(description: Description, rows: Sequence[int]) -> list[int]:
     return sorted({description.shard_indexes[row] for row in rows})
 
 
-def transfer_rows(description: Description, rows: Sequence[int], options: LoadOptions, target: Target) -> Loaded:
+def transfer_rows(
+    description: Description,
+    rows: Sequence[int],
+    options: LoadOptions,
+    target: Target,
+    *,
+    accesses: Sequence[DeviceAccess] = (),
+    staging_reason: str = "",
+) -> Loaded:
     """Read what a target wants, and report.
 
     Args:
@@ -130,8 +98,16 @@ def transfer_rows(description: Description, rows: Sequence[int], options: LoadOp
         rows: the rows the target was made for.
         options: how.
         target: where the tensors go.
+        accesses: the GPUs that the target copies to.
+        staging_reason: why some device is not among them.
     """
-    transfer = Transfer(description, shards_of(description, rows), options, destination_bytes=target.host_bytes)
+    transfer = Transfer(
+        description,
+        shards_of(description, rows),
+        options,
+        destination_bytes=target.host_bytes,
+        accesses=accesses,
+    )
     transfer.run(target)
     with transfer.aborting():
         digests = _digests(description, rows, options, target)
@@ -139,7 +115,16 @@ def transfer_rows(description: Description, rows: Sequence[int], options: LoadOp
     finished = transfer.finish()
     if isinstance(target, DigestTarget):
         digests = {description.names[row]: target.digests[description.names[row]] for row in rows}
-    report = summarise(transfer, description, rows, options, device=target.device, finished=finished, digests=digests)
+    report = summarise(
+        transfer,
+        description,
+        rows,
+        options,
+        device=target.device,
+        staging_reason=staging_reason,
+        finished=finished,
+        digests=digests,
+    )
     return tensors, report
 
 

@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from weightlift.errors import StateMismatchError, UnsupportedError, printable
 from weightlift.loading import transfer_rows
 from weightlift.selection import select_rows
+from weightlift.targets.access import gpu_access
 from weightlift.targets.frameworks import pick_framework
 from weightlift.targets.module import ModuleTarget
 from weightlift.types import Framework, LoadReport, Method
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from weightlift.description import Description
     from weightlift.options import LoadOptions
+    from weightlift.targets.device import DeviceAccess
 
 _NAMES_SHOWN = 5
 
@@ -64,9 +66,19 @@ def load_module(module: Any, description: Description, options: LoadOptions, *, 
             f"{len(unexpected)} of the checkpoint are not in the module{_named(unexpected)}",
             hint="pass strict=False to load what both have",
         )
-    target = ModuleTarget(description, rows, pick_framework(Framework.TORCH), destinations)
-    _, report = transfer_rows(description, rows, options, target)
+    maker = pick_framework(Framework.TORCH)
+    accesses, reason = _accesses(destinations[name] for name in found)
+    target = ModuleTarget(description, rows, maker, destinations, accesses)
+    _, report = transfer_rows(description, rows, options, target, accesses=accesses, staging_reason=reason)
     return LoadIntoResult(missing, unexpected, report)
+
+
+def _accesses(tensors: Iterable[Any]) -> tuple[list[DeviceAccess], str]:
+    """The GPUs among the tensors' devices, and why some device is reached through torch's own copies."""
+    names = dict.fromkeys(str(tensor.device) for tensor in tensors if tensor.device.type not in {"cpu", "meta"})
+    found = [gpu_access(name, pick_framework(Framework.TORCH)) for name in names]
+    reasons = [access for access in found if isinstance(access, str)]
+    return [access for access in found if not isinstance(access, str)], reasons[0] if reasons else ""
 
 
 def _missing(destinations: Mapping[str, Any], found: set[str]) -> list[str]:

@@ -11,18 +11,20 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from weightlift.buffers import SlotPool
-from weightlift.engines.native import NativeEngine, count_cached, native_library
-from weightlift.engines.python import PythonEngine
+from weightlift.device_staging import StagingLoan, borrow_staging
+from weightlift.engines.choice import make_engine
+from weightlift.engines.native import count_cached
 from weightlift.engines.tuner import Setting, Tuner
 from weightlift.failures import raise_failure
 from weightlift.host.memory import available_processors, headroom
 from weightlift.monitor import Monitor
-from weightlift.operations import ChunkReady, Engine, Event, Extent, ExtentDone, Failure
-from weightlift.plan import decide_cache, plan_extents
+from weightlift.operations import ChunkReady, Engine, Event, Extent, ExtentDone, Failure, Stage
+from weightlift.plan import batches, decide_cache, plan_extents
 from weightlift.shards import OpenShards
-from weightlift.staging import plan_pool
-from weightlift.types import EngineName, Method
-from weightlift.units import format_bytes
+from weightlift.staging import plan_device_pool, plan_pool
+from weightlift.trial import find_trial, judge_trial
+from weightlift.types import Method, Staging
+from weightlift.units import MIB, format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -30,16 +32,27 @@ if TYPE_CHECKING:
     from weightlift.description import Description
     from weightlift.engines.reader import Reader
     from weightlift.monitor import MonitorResult
-    from weightlift.operations import Counters, ShardSource, SlotMemory
+    from weightlift.operations import Counters
     from weightlift.options import LoadOptions
-    from weightlift.plan import CacheDecision
+    from weightlift.plan import CacheDecision, Wanted
     from weightlift.staging import Pool
     from weightlift.targets.base import Target
+    from weightlift.targets.device import DeviceAccess
+    from weightlift.trial import Trial
 
 _TICK_SECONDS: Final = 0.01
 _SAMPLE_SECONDS: Final = 0.05
 _PROGRESS_SECONDS: Final = 0.1
 _STUCK_SECONDS: Final = 2.0
+_WATCH_SECONDS: Final = 30.0
+_FIRST_BATCH_BYTES: Final = 64 * MIB
+
+_STAGES: Final = {
+    Stage.READING: "reading",
+    Stage.REGISTERING: "pinning memory for",
+    Stage.DEVICE_COPY: "starting a copy to the device from",
+    Stage.DEVICE_WAIT: "waiting for the device with",
+}
 
 _abandoned: list[object] = []
 """What reads that never returned may still write to; kept for the life of the process."""
@@ -54,6 +67,7 @@ class Transfer:
         options: the caller's options.
         destination_bytes: host memory that the tensors will take, for the decision about the page cache.
         look_at_cache: find out what the page cache holds; needless where nothing will be read.
+        accesses: the GPUs that targets copy to, by the index that extents name them with.
         reader: how the Python engine asks for bytes; for fault injection.
     """
 
@@ -65,6 +79,7 @@ class Transfer:
         *,
         destination_bytes: int,
         look_at_cache: bool = True,
+        accesses: Sequence[DeviceAccess] = (),
         reader: Reader | None = None,
     ) -> None:
         self.started = time.monotonic()
@@ -74,10 +89,12 @@ class Transfer:
         self._options = options
         self._reader = reader
         self._engine: Engine | None = None
-        self._slots: SlotPool | None = None
+        self._accesses = accesses
+        self._slots: SlotPool | StagingLoan | None = None
+        self.pinned_bytes = self.refused_bytes = 0
         self._targets: list[Target] = []
         self._extents: list[Extent] = []
-        self._total_bytes = 0
+        self._total_bytes = self._outstanding = 0
         self._samples_due = self._progress_due = 0.0
         self.monitor = Monitor()
         self.shards = OpenShards(
@@ -129,28 +146,60 @@ class Transfer:
             raise
 
     def _start(self, target: Target) -> None:
-        extents = self._extents_of(target)
+        wanted = target.prepare()
+        trial = find_trial(wanted, self.shards.facts) if self.cache.on_trial else None
+        extents = self._plan(wanted, target, keep=self.cache.keep and trial is None)
         self._total_bytes = sum(extent.length for extent in extents)
         self.pool = self._plan_pool(extents, open_ended=False)
         self._begin()
-        self._add(extents)
+        if trial is not None:
+            self._try(trial, target)
+            extents = self._plan(trial.rest, target, keep=self.cache.keep)
+        for batch in batches(extents, _FIRST_BATCH_BYTES if self._accesses else self._total_bytes):
+            self._add(target.bind(batch))
+        if trial is not None and self.cache.keep:
+            self.shards.fetch(trial.direct.shard, trial.direct.offset, trial.direct.length)
 
-    def _extents_of(self, target: Target) -> list[Extent]:
-        return plan_extents(
-            target.prepare(),
-            self.shards.facts,
-            self._options.method,
-            keep=self.cache.keep,
-            in_order=target.in_order,
-        )
+    def _plan(self, wanted: Sequence[Wanted], target: Target, *, keep: bool) -> list[Extent]:
+        facts, method = self.shards.facts, self._options.method
+        return plan_extents(wanted, facts, method, keep=keep, in_order=target.in_order)
 
-    def _add(self, extents: list[Extent]) -> None:
+    def _try(self, trial: Trial, target: Target) -> None:
+        """Read one part each way, and decide by what the workers spent on them."""
+        spent = []
+        for part, keep in ((trial.direct, False), (trial.kept, True)):
+            before = self._busy_seconds()
+            self._add(target.bind(self._plan([part], target, keep=keep)))
+            self._serve(target)
+            spent.append(self._busy_seconds() - before)
+        self.cache = judge_trial(*spent)
+        if not self.cache.keep:
+            self.shards.probe_uncached()
+
+    def _busy_seconds(self) -> float:
+        assert self._engine is not None
+        counters = self._engine.counters()
+        reading = counters.storage_seconds + counters.cache_seconds + counters.populate_seconds
+        return reading + counters.copy_seconds + counters.device_seconds
+
+    def _add(self, extents: Sequence[Extent]) -> None:
         assert self._engine is not None
         self._engine.submit(extents)
         self._extents.extend(extents)
+        self._outstanding += len(extents)
 
     def _plan_pool(self, extents: Sequence[Extent], *, open_ended: bool) -> Pool:
         options = self._options
+        if self._accesses:
+            return plan_device_pool(
+                extents,
+                budget_bytes=options.host_memory,
+                processors=available_processors(),
+                workers=options.workers,
+                chunk_bytes=options.chunk_bytes,
+                total_bytes=self._total_bytes,
+                pinned=options.staging is not Staging.PAGEABLE,
+            )
         return plan_pool(
             extents,
             budget_bytes=options.host_memory,
@@ -168,10 +217,10 @@ class Transfer:
         self.pool = self._plan_pool((), open_ended=True)
         self._begin()
 
-    def submit(self, target: Target) -> list[Extent]:
+    def submit(self, target: Target) -> Sequence[Extent]:
         """Have the engine read what one more target wants; returns its extents."""
         self._targets.append(target)
-        extents = self._extents_of(target)
+        extents = target.bind(self._plan(target.prepare(), target, keep=self.cache.keep))
         self._add(extents)
         return extents
 
@@ -207,10 +256,18 @@ class Transfer:
 
     def _begin(self) -> None:
         pool = self.pool
-        self._slots = SlotPool(pool.slot_count, pool.slot_bytes)
+        slots = self._slots = self._make_slots(pool)
+        devices = slots.devices if isinstance(slots, StagingLoan) else None
         self._engine = make_engine(
-            self._options.engine, self.shards.sources, self._slots.memory, pool.worker_room, self._reader
+            self._options.engine,
+            self.shards.sources,
+            slots.memory,
+            pool.worker_room,
+            reader=self._reader,
+            devices=devices,
         )
+        if devices is not None:
+            self._engine.watch(_WATCH_SECONDS, [str(shard.path) for shard in self._description.shards])
         self._tuner = Tuner(
             Setting(pool.workers, pool.chunk_bytes),
             workers_max=pool.worker_room,
@@ -222,23 +279,37 @@ class Transfer:
         self._engine.set_limits(pool.workers, pool.chunk_bytes)
         self._engine_started = time.monotonic()
 
+    def _make_slots(self, pool: Pool) -> SlotPool | StagingLoan:
+        if not self._accesses:
+            return SlotPool(pool.slot_count, pool.slot_bytes)
+        return borrow_staging(
+            self._accesses[0].runtime,
+            [access.ordinal for access in self._accesses],
+            pool.slot_bytes,
+            pool.slot_count,
+            pinned=self._options.staging is not Staging.PAGEABLE,
+            most_bytes=self._options.host_memory,
+        )
+
     def _pump(self, target: Target) -> None:
-        """Serve the engine until every extent has landed."""
+        """Have every extent land, and look at memory once more."""
+        self._serve(target)
+        self._sample(in_host_memory=target.host_bytes > 0)
+
+    def _serve(self, target: Target) -> None:
         engine = self._engine
         assert engine is not None
-        left = len(self._extents)
-        while left:
+        while self._outstanding:
             for event in self.events():
                 if isinstance(event, ExtentDone):
-                    left -= 1
+                    self._outstanding -= 1
                 elif isinstance(event, ChunkReady):
                     target.receive(event, self.tag(event.extent), engine.return_slot)
             self.tick(in_host_memory=target.host_bytes > 0)
-        self._sample(in_host_memory=target.host_bytes > 0)
 
     def _fail(self, failure: Failure) -> None:
         extent = self._extents[failure.extent]
-        raise_failure(failure, extent, self._description, self.shards)
+        raise_failure(failure, extent, self._description, self.shards, self._accesses)
 
     def tick(self, *, in_host_memory: bool) -> None:
         """What has to happen now and then while bytes move: tuning, sampling, progress."""
@@ -288,6 +359,8 @@ class Transfer:
         assert self._slots is not None
         for target in self._targets:
             target.close()
+        if isinstance(self._slots, StagingLoan):
+            self.pinned_bytes, self.refused_bytes = self._slots.pinned_bytes, self._slots.refused_bytes
         self._slots.close()
         self.shards.__exit__(None, None, None)
         observed = self.monitor.finish()
@@ -297,19 +370,17 @@ class Transfer:
     def abort(self, cause: BaseException) -> None:
         """Stop everything and release it; what a read still under way may touch is kept alive instead."""
         engine, self._engine = self._engine, None
-        for target in self._targets:
-            target.close()
+        stuck = 0
         if engine is not None:
             engine.cancel()
             stuck = engine.join(_STUCK_SECONDS)
+        if not (stuck and self._accesses):
+            # Targets use slots until they are closed, and copies that hang on a device may still write to its tensors.
+            for target in self._targets:
+                target.close()
+        if engine is not None:
             if stuck:
-                named = "; ".join(
-                    f"{self._description.shards[read.shard].path} at byte {read.offset:,} "
-                    f"({format_bytes(read.length)}, for {read.seconds:.1f} s)"
-                    for read in engine.activity()
-                )
-                cause.add_note(f"{stuck} reads have not returned and keep their buffers: {named}")
-                _abandoned.append((engine, self._slots, self._targets, self.shards.detach()))
+                self._abandon(engine, stuck, cause)
                 return
             engine.close()
         if self._slots is not None:
@@ -319,21 +390,11 @@ class Transfer:
         self.shards.__exit__(None, None, None)
         self._targets.clear()
 
-
-def make_engine(
-    requested: EngineName,
-    sources: Sequence[ShardSource],
-    slots: SlotMemory,
-    worker_room: int,
-    reader: Reader | None = None,
-) -> Engine:
-    """The engine asked for; ``auto`` takes the native one where it was built.
-
-    Raises:
-        UnsupportedError: the native engine was asked for and is not there.
-    """
-    if reader is not None or requested is EngineName.PYTHON:
-        return PythonEngine(sources, slots, worker_room, reader)
-    if requested is EngineName.NATIVE or not isinstance(native_library(), str):
-        return NativeEngine(sources, slots, worker_room)
-    return PythonEngine(sources, slots, worker_room)
+    def _abandon(self, engine: Engine, stuck: int, cause: BaseException) -> None:
+        named = "; ".join(
+            f"{_STAGES[doing.stage]} {self._description.shards[doing.shard].path} at byte {doing.offset:,} "
+            f"({format_bytes(doing.length)}, for {doing.seconds:.1f} s)"
+            for doing in engine.activity()
+        )
+        cause.add_note(f"{stuck} workers have not returned and keep their buffers: {named}")
+        _abandoned.append((engine, self._slots, self._targets, self.shards.detach()))

@@ -23,6 +23,7 @@ GRANULE_BYTES: Final = 1 * MIB
 """Resolution at which the page cache is looked at, and so of the choice between paths."""
 
 _INTERLEAVE_BYTES: Final = 4 * MIB
+_DEVICE_BYTES: Final = 96 * MIB
 _FOLIO_BYTES: Final = 2 * MIB
 """Largest unit the page cache keeps a file in: an uncached read that ends inside one drops it for the next read."""
 _LANES_MIN: Final = 16
@@ -60,11 +61,13 @@ class Wanted(NamedTuple):
         shard: index of the shard.
         offset: first byte in the file.
         length: bytes.
-        sink: ``DISCARD``, ``PLACE``, ``COPY`` or ``HAND_OVER``.
+        sink: where the bytes go.
         address: for ``PLACE``, where the byte at ``offset`` goes.
         mirrored: ``PLACE`` may be read directly (see :class:`~weightlift.operations.Extent`).
         fresh: the destination was never touched.
-        copies: for ``COPY``, and for ``PLACE`` where it cannot be read directly: the table.
+        copies: for ``COPY`` and ``DEVICE``, and for ``PLACE`` where it cannot be read directly: the table.
+        device: for ``DEVICE``, which of the load's devices.
+        tag: what its extents are tagged with; -1 for its place among the wanted ranges.
     """
 
     shard: int
@@ -75,13 +78,16 @@ class Wanted(NamedTuple):
     mirrored: bool = False
     fresh: bool = False
     copies: CopyTable | None = None
+    device: int = 0
+    tag: int = -1
 
 
 class CacheDecision(NamedTuple):
-    """Whether the page cache may keep what is read, and why."""
+    """Whether the page cache may keep what is read, and why; ``on_trial`` until it is known what that costs."""
 
     keep: bool
     reason: str
+    on_trial: bool = False
 
 
 class Piece(NamedTuple):
@@ -128,6 +134,7 @@ def decide_cache(
             keep=True,
             reason=f"the files fit into free memory ({format_bytes(needed)} of {format_bytes(available_bytes)}), "
             "so they stay cached for the next load",
+            on_trial=method is Method.AUTO,
         )
     return CacheDecision(
         keep=False,
@@ -148,7 +155,7 @@ def pieces(shard: ShardFacts, offset: int, length: int, method: Method, *, keep:
     """
     end = offset + length
     last: Piece | None = None
-    for start, stop, state in _states(shard.residency, offset, end):
+    for start, stop, state in states(shard.residency, offset, end):
         path = _path(shard, method, resident=state is Residency.RESIDENT, keep=keep)
         resident = state is Residency.RESIDENT and path is not ReadPath.DIRECT
         absent = state is Residency.ABSENT and shard.residency is not None
@@ -166,7 +173,8 @@ def pieces(shard: ShardFacts, offset: int, length: int, method: Method, *, keep:
         yield last
 
 
-def _states(residency: ResidencyMap | None, offset: int, end: int) -> Iterator[tuple[int, int, Residency]]:
+def states(residency: ResidencyMap | None, offset: int, end: int) -> Iterator[tuple[int, int, Residency]]:
+    """Parts of a file range (first byte, byte behind the last) by what the page cache holds of them."""
     if residency is None:
         # Unknown counts as cold.
         yield offset, end, Residency.ABSENT
@@ -204,15 +212,24 @@ def plan_extents(
             are busy at the same time.
     """
     extents = [
-        _extent(want, piece, tag)
+        _extent(want, piece, tag if want.tag < 0 else want.tag)
         for tag, want in enumerate(wanted)
         for piece in _whole_elements(want, pieces(shards[want.shard], want.offset, want.length, method, keep=keep))
     ]
+    # A device's memory is allocated extent by extent, while earlier ones are being read.
+    extents = [part for extent in extents for part in _in_device_steps(extent)]
     if in_order:
         return extents
     stored_bytes = sum(extent.length for extent in extents if _needs_lane(extent))
     lane_bytes = min(max(stored_bytes // _LANES_MIN, _LANE_BYTES_MIN), _LANE_BYTES_MAX)
     return _interleave([part for extent in extents for part in _in_lanes(extent, lane_bytes)])
+
+
+def _in_device_steps(extent: Extent) -> Iterator[Extent]:
+    if extent.sink is Sink.DEVICE:
+        yield from _cut(extent, _DEVICE_BYTES, _FOLIO_BYTES)
+    else:
+        yield extent
 
 
 def _needs_lane(extent: Extent) -> bool:
@@ -260,10 +277,11 @@ def _extent(want: Wanted, piece: Piece, tag: int) -> Extent:
         piece.offset,
         piece.length,
         address,
-        copies if sink is Sink.COPY else None,
+        copies if sink in {Sink.COPY, Sink.DEVICE} else None,
         want.fresh and sink is Sink.PLACE,
         piece.drop_behind,
         piece.resident,
+        device=want.device,
         tag=tag,
     )
 
@@ -300,3 +318,15 @@ def _cut(extent: Extent, step: int, alignment: int) -> Iterator[Extent]:
         address = extent.address + start - extent.offset if extent.sink is Sink.PLACE else 0
         yield extent._replace(offset=start, length=stop - start, address=address)
         start = stop
+
+
+def batches(extents: Sequence[Extent], first_bytes: int) -> Iterator[Sequence[Extent]]:
+    """Extents in parts of growing size: little has to be allocated before the first bytes move."""
+    begin, nbytes = 0, 0
+    for index, extent in enumerate(extents):
+        nbytes += extent.length
+        if nbytes >= first_bytes:
+            yield extents[begin : index + 1]
+            begin, nbytes, first_bytes = index + 1, 0, 2 * first_bytes
+    if begin < len(extents):
+        yield extents[begin:]

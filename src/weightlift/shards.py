@@ -190,6 +190,11 @@ class OpenShards:
                     break
                 time.sleep(_SWEEP_PAUSE_SECONDS)
 
+    def fetch(self, index: int, offset: int, length: int) -> None:
+        """Have the system read a range into the page cache by itself; where it cannot, nothing happens."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self.sources[index].descriptor, offset, length, os.POSIX_FADV_WILLNEED)
+
     def check_unchanged(self) -> None:
         """Raise :class:`FileChangedError` if a shard was written to or truncated while it was read."""
         for index in self._used:

@@ -27,6 +27,15 @@ _SLOT_CHUNK_BYTES_MIN: Final = 64 * KIB
 _SLOTS_MIN: Final = 4
 _CHUNK_BYTES_MAX: Final = 16 * MIB
 
+_DEVICE_ROOMY_BYTES: Final = 120 * MIB
+_DEVICE_WORKERS: Final = 10
+_DEVICE_WORKERS_TIGHT: Final = 7
+_DEVICE_WORKERS_PAGEABLE: Final = 4
+_DEVICE_SLOTS: Final = 20
+_DEVICE_SLOTS_TIGHT: Final = 15
+_DEVICE_CHUNKS: Final = (6 * MIB, 4 * MIB, 3 * MIB, 2 * MIB, 1 * MIB, 512 * KIB, 256 * KIB, 128 * KIB)
+_DEVICE_CHUNK_BYTES_MIN: Final = 256 * KIB
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pool:
@@ -98,11 +107,6 @@ def plan_pool(
     slots, room = _slots_and_workers(
         budget_bytes, slot_chunk + ALIGNMENT_SLACK_BYTES, chunks, start.workers_max, fixed_workers=workers
     )
-    slots_term = BudgetTerm(
-        name="staging slots",
-        nbytes=slots * (slot_chunk + ALIGNMENT_SLACK_BYTES),
-        reason=f"{slots} slots of {format_bytes(slot_chunk)}, each with {ALIGNMENT_SLACK_BYTES} bytes for alignment",
-    )
     return Pool(
         slot_count=slots,
         slot_bytes=slot_chunk + ALIGNMENT_SLACK_BYTES,
@@ -110,7 +114,70 @@ def plan_pool(
         workers=min(workers or start.workers, room),
         chunk_bytes=min(chunk_bytes or start.chunk_bytes, slot_chunk),
         chunk_bytes_max=slot_chunk,
-        terms=(slots_term, _stacks(room)),
+        terms=(_slots_term(slots, slot_chunk), _stacks(room)),
+    )
+
+
+def plan_device_pool(
+    extents: Sequence[Extent],
+    *,
+    budget_bytes: int,
+    processors: int,
+    workers: int | None,
+    chunk_bytes: int | None,
+    total_bytes: int,
+    pinned: bool,
+) -> Pool:
+    """Size the staging pool of a load onto devices, and choose where concurrency starts.
+
+    A worker fills one slot while the copy out of another is under way, so there are about two slots a worker. Copies
+    under some MiB do not fill the link, and more workers than feed it only take turns for the slots.
+
+    Args:
+        extents: what will be read, as far as it is known.
+        budget_bytes: the host-memory budget.
+        processors: how many processors this process may use.
+        workers: the caller's fixed number of workers, if any.
+        chunk_bytes: the caller's fixed chunk size, if any.
+        total_bytes: bytes of all tensors, since little is staged for a small model.
+        pinned: copies come from pinned memory; from pageable memory the runtime makes them itself, a few at a time.
+
+    Raises:
+        BudgetError: fixed workers and chunks do not fit the budget.
+    """
+    roomy = budget_bytes >= _DEVICE_ROOMY_BYTES
+    most = _DEVICE_WORKERS_PAGEABLE if not pinned else _DEVICE_WORKERS if roomy else _DEVICE_WORKERS_TIGHT
+    fitting = workers or min(most, max(processors, 2))
+    wanted_slots = _DEVICE_SLOTS if roomy else _DEVICE_SLOTS_TIGHT
+    share = (budget_bytes - _stacks(fitting).nbytes) // max(wanted_slots, fitting) - ALIGNMENT_SLACK_BYTES
+    chunk = chunk_bytes or next((size for size in _DEVICE_CHUNKS if size <= share), _SLOT_CHUNK_BYTES_MIN)
+    if chunk_bytes is None:
+        chunk = min(chunk, max(_DEVICE_CHUNK_BYTES_MIN, align_down(total_bytes // (2 * fitting), PAGE_BYTES)))
+    chunks = max(1, -(-total_bytes // chunk))
+    slots, room = _slots_and_workers(
+        budget_bytes, chunk + ALIGNMENT_SLACK_BYTES, chunks, fitting, fixed_workers=workers
+    )
+    slots = min(
+        max(slots, wanted_slots), chunks, (budget_bytes - _stacks(room).nbytes) // (chunk + ALIGNMENT_SLACK_BYTES)
+    )
+    start = _start(extents, processors, staged=True)
+    stored = sum(extent.length for extent in extents if not extent.resident)
+    return Pool(
+        slot_count=slots,
+        slot_bytes=chunk + ALIGNMENT_SLACK_BYTES,
+        worker_room=room,
+        workers=min(workers or (start.workers if 2 * stored > total_bytes else room), room),
+        chunk_bytes=chunk,
+        chunk_bytes_max=chunk,
+        terms=(_slots_term(slots, chunk), _stacks(room)),
+    )
+
+
+def _slots_term(slots: int, chunk: int) -> BudgetTerm:
+    return BudgetTerm(
+        name="staging slots",
+        nbytes=slots * (chunk + ALIGNMENT_SLACK_BYTES),
+        reason=f"{slots} slots of {format_bytes(chunk)}, each with {ALIGNMENT_SLACK_BYTES} bytes for alignment",
     )
 
 

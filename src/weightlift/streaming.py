@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from weightlift.destinations import Destinations
 from weightlift.errors import OptionError
 from weightlift.layout import lay_out
-from weightlift.loading import device_name, framework_for, memory_target, shards_of
+from weightlift.loading import shards_of
 from weightlift.operations import ChunkReady, ExtentDone
 from weightlift.pipeline import Transfer
 from weightlift.summary import summarise
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from weightlift.description import Description
     from weightlift.layout import Group
     from weightlift.options import LoadOptions
-    from weightlift.targets.host import ConvertingTarget, HostTarget
+    from weightlift.targets.base import Target
     from weightlift.types import LoadReport
 
 _WINDOW_BYTES: Final = 32 * MIB
@@ -36,7 +37,7 @@ class _Unit:
 
     __slots__ = ("left", "rows", "target")
 
-    def __init__(self, rows: Sequence[int], target: HostTarget | ConvertingTarget) -> None:
+    def __init__(self, rows: Sequence[int], target: Target) -> None:
         self.rows = rows
         self.target = target
         self.left = 0
@@ -50,8 +51,8 @@ class TensorStream:
     """
 
     def __init__(self, description: Description, rows: Sequence[int], options: LoadOptions) -> None:
-        device = device_name(options)
-        if device == "null":
+        where = Destinations(description, rows, options)
+        if where.discards:
             raise OptionError('device="null" has no tensors to stream', hint='use weightlift.load(…, device="null")')
         if options.method is Method.MMAP:
             raise OptionError(
@@ -62,15 +63,21 @@ class TensorStream:
         self._description = description
         self._rows = rows
         self._options = options
-        self._device = device
+        self._where = where
         self._closed = True
-        self._maker = framework_for(device, options)
         self._pending: deque[Sequence[int]] = deque(self._unit_rows())
         self._flying: deque[_Unit] = deque()
         self._by_extent: list[_Unit] = []
         self._ready: Iterator[tuple[str, Any]] = iter(())
         self._submitted_bytes = 0
-        self._transfer = Transfer(description, shards_of(description, rows), options, destination_bytes=_WINDOW_BYTES)
+        self._window_bytes = options.host_memory if where.accesses else _WINDOW_BYTES
+        self._transfer = Transfer(
+            description,
+            shards_of(description, rows),
+            options,
+            destination_bytes=_WINDOW_BYTES,
+            accesses=where.accesses,
+        )
         with self._transfer.aborting():
             self._transfer.begin_stream(sum(map(description.lengths.__getitem__, rows)))
         self._closed = False
@@ -102,7 +109,8 @@ class TensorStream:
         if unit is None:
             self._finish()
             raise StopIteration
-        self._ready = unit.target.finish()
+        # All of a unit at once: its target is closed next.
+        self._ready = iter(list(unit.target.finish()))
         self._transfer.drop(unit.target)
         with self._transfer.aborting():
             self._submit()
@@ -116,7 +124,7 @@ class TensorStream:
             if self._flying[0].left == 0:
                 return self._flying.popleft()
             self._take_events(wait=True)
-            self._transfer.tick(in_host_memory=True)
+            self._transfer.tick(in_host_memory=not self._where.accesses)
 
     def _take_events(self, *, wait: bool) -> None:
         for event in self._transfer.events(wait=wait):
@@ -133,10 +141,10 @@ class TensorStream:
             self._take_events(wait=False)
             finished_waits = any(unit.left == 0 for unit in self._flying)
             in_flight = self._submitted_bytes - self._transfer.landed_bytes()
-            if self._flying and (finished_waits or in_flight >= _WINDOW_BYTES):
+            if self._flying and (finished_waits or in_flight >= self._window_bytes):
                 return
             rows = self._pending.popleft()
-            unit = _Unit(rows, memory_target(self._description, rows, self._options, self._maker, self._device))
+            unit = _Unit(rows, self._where.target(rows))
             extents = self._transfer.submit(unit.target)
             unit.left = len(extents)
             self._by_extent.extend([unit] * len(extents))
@@ -151,7 +159,8 @@ class TensorStream:
             self._description,
             self._rows,
             self._options,
-            device=self._device,
+            device=self._where.device,
+            staging_reason=self._where.staging_reason,
             finished=finished,
             digests={},
         )

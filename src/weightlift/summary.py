@@ -8,7 +8,8 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from weightlift.types import FileReport, HostMemoryReport, LoadReport, Method
+from weightlift.types import FileReport, HostMemoryReport, LoadReport, Method, Staging
+from weightlift.units import format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from weightlift.options import LoadOptions
     from weightlift.pipeline import Transfer
     from weightlift.plan import ShardFacts
+
+_LINK_SHARE = 0.15
+"""Share of the workers' time spent waiting for devices from which on the link counts as the bottleneck."""
 
 _WHOLE = 0.99
 """From this share on a file counts as wholly cached in a sentence; under the rest to 1, as not cached at all."""
@@ -68,12 +72,35 @@ def bottleneck(counters: Counters) -> str:
     Args:
         counters: the engine's counters at the end.
     """
+    reading = counters.storage_seconds + counters.cache_seconds + counters.copy_seconds + counters.register_seconds
+    if counters.device_seconds > _LINK_SHARE * (reading + counters.device_seconds):
+        # A worker waits for the device only once both of its slots are on their way.
+        return "link"
     spent = {
         "storage": counters.storage_seconds,
         "memory copy": counters.cache_seconds + counters.copy_seconds + counters.populate_seconds,
         "consumer": counters.slot_wait_seconds,
     }
     return max(spent, key=lambda key: spent[key]) if any(spent.values()) else "none"
+
+
+def _staging(transfer: Transfer, options: LoadOptions, device: str, reason: str) -> tuple[str, str]:
+    """What lay between storage and a device, and why."""
+    if device in {"cpu", "null"}:
+        return "none", "the memory of the tensors is filled in place"
+    if reason:
+        return "framework", reason
+    if options.staging is Staging.PAGEABLE:
+        return "pageable", "staging=pageable was asked for"
+    if transfer.refused_bytes:
+        refused = format_bytes(transfer.refused_bytes)
+        if transfer.pinned_bytes:
+            return "pinned", f"the device's runtime refused to pin {refused} of it, which stayed pageable"
+        return (
+            "pageable",
+            f"the device's runtime refused to pin memory ({refused}), so copies came from ordinary memory",
+        )
+    return "pinned", "copies out of pinned memory run at the speed of the link"
 
 
 def summarise(
@@ -85,6 +112,7 @@ def summarise(
     device: str,
     finished: tuple[Counters, MonitorResult, int | None],
     digests: Mapping[str, str],
+    staging_reason: str = "",
 ) -> LoadReport:
     """The report of a finished transfer.
 
@@ -96,7 +124,9 @@ def summarise(
         device: where the tensors are.
         finished: what :meth:`~weightlift.pipeline.Transfer.finish` returned.
         digests: digests by tensor name.
+        staging_reason: why a device was not reached through its runtime.
     """
+    staging, staging_reason = _staging(transfer, options, device, staging_reason)
     counters, observed, cached = finished
     facts, keep = transfer.shards.facts, transfer.cache.keep
     files = tuple(
@@ -108,12 +138,10 @@ def summarise(
         for index, use in transfer.uses.items()
     )
     used: dict[str, int] = {key: sum(file.used[key] for file in files) for key in ("direct", "buffered", "mmap")}
-    before = transfer.shards.cached_before()
-    total = sum(map(description.lengths.__getitem__, rows))
     pool = transfer.pool
     return LoadReport(
         tensors=len(rows),
-        nbytes=total,
+        nbytes=sum(map(description.lengths.__getitem__, rows)),
         seconds=time.monotonic() - transfer.started,
         phases=transfer.phases,
         device=device,
@@ -124,6 +152,8 @@ def summarise(
         cache_requested=options.cache.value,
         cache_decided="keep" if keep else "drop",
         files=files,
+        staging=staging,
+        staging_reason=staging_reason,
         workers=counters.workers,
         chunk_bytes=transfer.chunk_bytes,
         host_memory=HostMemoryReport(
@@ -132,10 +162,10 @@ def summarise(
             description_bytes=description.nbytes,
             peak_anonymous_bytes=observed.peak_anonymous_bytes,
             peak_file_bytes=observed.peak_file_bytes,
-            peak_pinned_bytes=0,
+            peak_pinned_bytes=transfer.pinned_bytes,
             terms=pool.terms,
         ),
-        page_cache_before_bytes=before,
+        page_cache_before_bytes=transfer.shards.cached_before(),
         page_cache_after_bytes=cached,
         swap_in_bytes=observed.swap_in_bytes,
         swap_out_bytes=observed.swap_out_bytes,

@@ -130,6 +130,9 @@ class LoadReport:
         cache_requested: the caller's cache policy.
         cache_decided: ``keep`` or ``drop``.
         files: the same per shard.
+        staging: what lay between storage and a device: ``pinned`` or ``pageable`` memory of weightlift's, the
+            ``framework``'s own copies, or ``none``.
+        staging_reason: why, in one sentence.
         workers: threads reading when the load ended.
         chunk_bytes: bytes per read when the load ended.
         host_memory: memory planned and observed.
@@ -139,7 +142,8 @@ class LoadReport:
         swap_out_bytes: machine-wide swap-out during the load; ``None`` where unknown.
         pressure_stall_seconds: time in which some task waited for memory, machine-wide; ``None`` where unknown.
         ceilings: known limits in GB/s by name (``storage``, ``memory_copy``, ``link``), ``None`` where unknown.
-        bottleneck: what the workers spent their time on: ``storage``, ``memory copy``, ``processor``, ``consumer``.
+        bottleneck: what the workers spent their time on: ``storage``, ``memory copy``, ``link``,
+            ``processor``, ``consumer``.
         digests: xxh3-128 per tensor in hexadecimal, where asked for.
     """
 
@@ -155,6 +159,8 @@ class LoadReport:
     cache_requested: str
     cache_decided: str
     files: tuple[FileReport, ...]
+    staging: str
+    staging_reason: str
     workers: int
     chunk_bytes: int
     host_memory: HostMemoryReport
@@ -184,6 +190,7 @@ class LoadReport:
             "phases": dict(self.phases),
             "device": self.device,
             "engine": self.engine,
+            "staging": {"used": self.staging, "reason": self.staging_reason},
             "workers": self.workers,
             "chunk_bytes": self.chunk_bytes,
             "method": {

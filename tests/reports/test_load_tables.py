@@ -31,6 +31,8 @@ REPORT = LoadReport(
     cache_requested="auto",
     cache_decided="drop",
     files=(file_report("one.safetensors", direct=2 * GIB), file_report("two.safetensors", buffered=GIB)),
+    staging="none",
+    staging_reason="the memory of the tensors is filled in place",
     workers=4,
     chunk_bytes=4 * MIB,
     host_memory=HostMemoryReport(

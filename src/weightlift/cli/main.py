@@ -13,7 +13,7 @@ import sys
 from typing import TYPE_CHECKING, Final, NoReturn, Protocol
 
 from weightlift._version import __version__
-from weightlift.cli import inspect, load
+from weightlift.cli import doctor, inspect, load
 from weightlift.cli.outcome import ExitCode, UsageError, exit_code, write_error
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ class Command(Protocol):
 COMMANDS: Final[dict[str, Command]] = {
     "load": load,
     "inspect": inspect,
+    "doctor": doctor,
 }
 
 EXIT_CODES: Final = (

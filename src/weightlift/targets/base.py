@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from weightlift.operations import ChunkReady
+    from weightlift.operations import ChunkReady, Extent
     from weightlift.plan import Wanted
 
 
 class Target(Protocol):
     """Where the tensors of one load go.
 
-    The pipeline calls :meth:`prepare` once, has the engine carry out what it returned, calls :meth:`receive` for every
-    chunk that was handed over, and :meth:`finish` once when everything has landed.
+    The pipeline calls :meth:`prepare` once, has the engine carry out what it returned, in parts that each go through
+    :meth:`bind` first, calls :meth:`receive` for every chunk that was handed over, and :meth:`finish` once when
+    everything has landed.
 
     Attributes:
         device: the device's name for the report.
@@ -28,7 +29,11 @@ class Target(Protocol):
     in_order: bool
 
     def prepare(self) -> Sequence[Wanted]:
-        """Allocate the destination and say what to read into it."""
+        """Say what to read, and into which memory as far as it is allocated yet."""
+        ...
+
+    def bind(self, extents: Sequence[Extent]) -> Sequence[Extent]:
+        """Allocate what these extents fill; they are submitted right afterwards, as returned, in the same order."""
         ...
 
     def receive(self, chunk: ChunkReady, want: int, release: Callable[[int], None]) -> None:
@@ -48,3 +53,11 @@ class Target(Protocol):
     def close(self) -> None:
         """Stop using slots; called once, before they are freed, however the load ended."""
         ...
+
+
+class Bound:
+    """For targets whose memory is allocated by ``prepare`` already."""
+
+    def bind(self, extents: Sequence[Extent]) -> Sequence[Extent]:
+        """See :class:`Target`."""
+        return extents

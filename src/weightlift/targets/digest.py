@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from weightlift.errors import MissingExtraError
 from weightlift.operations import Sink
 from weightlift.plan import Wanted
+from weightlift.targets.base import Bound
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,7 +34,7 @@ def digest_of(buffer: Any) -> str:
     return str(_xxh3()(buffer).hexdigest())
 
 
-class DigestTarget:
+class DigestTarget(Bound):
     """Reads tensors, hashes them and keeps nothing; the ``null`` device with ``digest=True``.
 
     Args:

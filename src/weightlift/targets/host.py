@@ -14,12 +14,14 @@ from weightlift.buffers import HostRegion
 from weightlift.layout import copy_table, lay_out
 from weightlift.operations import COPY_FIELDS, ChunkReady, CopyTable, Sink
 from weightlift.plan import Wanted
+from weightlift.targets.base import Bound
 from weightlift.targets.frameworks import FLOATING, stored_shape
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from weightlift.description import Description
+    from weightlift.dtypes import DType
     from weightlift.layout import Layout
     from weightlift.targets.frameworks import TensorMaker
 
@@ -29,7 +31,7 @@ def slot_buffer(address: int, length: int) -> Any:
     return (ctypes.c_ubyte * length).from_address(address)
 
 
-class HostTarget:
+class HostTarget(Bound):
     """Private, writable tensors in host memory, as stored.
 
     Args:
@@ -115,7 +117,7 @@ class HostTarget:
             )
 
 
-class ConvertingTarget:
+class ConvertingTarget(Bound):
     """Tensors in another data type, or on a device that only the framework reaches.
 
     Args:
@@ -136,65 +138,56 @@ class ConvertingTarget:
         self._maker = maker
         self._dtype = dtype
         self.device = device
-        self._kept = {row for row in rows if not self._converts(row)} if device == "cpu" else set()
-        kept_rows = [row for row in rows if row in self._kept]
-        self._plain = HostTarget(description, kept_rows, maker)
-        self._changed = [row for row in rows if row not in self._kept]
-        self._with_bytes = [row for row in self._changed if description.lengths[row]]
+        self._with_bytes = [row for row in rows if description.lengths[row]]
         self._tensors: dict[int, Any] = {}
         self._flat: dict[int, Any] = {}
-        self._plain_wants = 0
-        self.host_bytes = self._plain.host_bytes + (self._changed_bytes() if device == "cpu" else 0)
-
-    def _converts(self, row: int) -> bool:
-        dtype = self._description.dtype(row)
-        return self._dtype is not None and dtype.name in FLOATING and self._maker.stored_dtype(dtype) != self._dtype
+        self.host_bytes = self._bytes_here() if device == "cpu" else 0
 
     def _type_of(self, row: int) -> Any:
-        return self._dtype if self._converts(row) else self._maker.stored_dtype(self._description.dtype(row))
+        dtype = self._description.dtype(row)
+        return self._dtype if converts(dtype, self._dtype, self._maker) else self._maker.stored_dtype(dtype)
 
-    def _changed_bytes(self) -> int:
-        if not self._changed or self._dtype is None:
-            return 0
+    def _bytes_here(self) -> int:
+        if self._dtype is None:
+            return sum(self._description.lengths[row] for row in self._rows)
         size = getattr(self._dtype, "itemsize", 1)
         return sum(
-            self._description.lengths[row] // self._description.dtype(row).block_bytes * size for row in self._changed
+            self._description.lengths[row] // self._description.dtype(row).block_bytes * size for row in self._rows
         )
 
     def prepare(self) -> Sequence[Wanted]:
         """See :class:`~weightlift.targets.base.Target`."""
         description = self._description
-        for row in self._changed:
+        for row in self._rows:
             tensor = self._maker.empty(
                 self._type_of(row), stored_shape(description.dtype(row), description.shape(row)), self.device
             )
             self._tensors[row] = tensor
             self._flat[row] = tensor.reshape(-1)
-        plain = list(self._plain.prepare()) if self._kept else []
-        self._plain_wants = len(plain)
-        return plain + [
+        return [
             Wanted(description.shard_indexes[row], description.offsets[row], description.lengths[row], Sink.HAND_OVER)
             for row in self._with_bytes
         ]
 
     def receive(self, chunk: ChunkReady, want: int, release: Callable[[int], None]) -> None:
         """See :class:`~weightlift.targets.base.Target`."""
-        row = self._with_bytes[want - self._plain_wants]
+        row = self._with_bytes[want]
         assign_chunk(self._maker, self._description, row, self._flat[row], chunk)
         release(chunk.slot)
 
     def finish(self) -> Iterator[tuple[str, Any]]:
         """See :class:`~weightlift.targets.base.Target`."""
         self._flat.clear()
-        plain = self._plain.finish() if self._kept else iter(())
         for row in self._rows:
-            if row in self._kept:
-                yield next(plain)
-            else:
-                yield self._description.names[row], self._tensors.pop(row)
+            yield self._description.names[row], self._tensors.pop(row)
 
     def close(self) -> None:
         """See :class:`~weightlift.targets.base.Target`."""
+
+
+def converts(dtype: DType, wanted: Any, maker: TensorMaker) -> bool:
+    """Whether a stored data type has to be converted into a wanted one of the framework (``None``: as stored)."""
+    return wanted is not None and dtype.name in FLOATING and maker.stored_dtype(dtype) != wanted
 
 
 def assign_chunk(maker: TensorMaker, description: Description, row: int, flat: Any, chunk: ChunkReady) -> None:

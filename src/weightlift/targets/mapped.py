@@ -3,11 +3,20 @@
 This is the one exception to ownership. A mapping handed out is private copy-on-write, so that in-place edits work and
 reach nobody else; with ``readonly`` it is shared and read-only. Tensors that the file holds at addresses wrong for
 their data type are left to another target.
+
+The kernel reads a mapping ahead in steps of the device's read-ahead, often 128 KiB, and maps what it read 64 KiB at a
+fault, which on a fast drive is most of the time a first touch takes. Mappings are therefore advised to use huge pages
+where the files may stay in memory: the page cache then takes them in units of 2 MiB, two at a time and in any order of
+touching, and maps a unit with one fault. Units stay in the cache, so later mappings are touched faster too; pages that
+are written to are still copied one by one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import mmap
+import os
+import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -25,15 +34,21 @@ def mappable_rows(description: Description, rows: Sequence[int]) -> list[int]:
 
 
 def map_shards(
-    description: Description, used: Sequence[int], descriptors: Mapping[int, int], *, readonly: bool
+    description: Description,
+    used: Sequence[int],
+    descriptors: Mapping[int, int],
+    *,
+    readonly: bool,
+    keep: bool = False,
 ) -> dict[int, mmap.mmap]:
-    """Map shards for handing out.
+    """Map shards for handing out. Nothing is read before it is touched.
 
     Args:
         description: the checkpoint.
         used: indexes of the shards.
         descriptors: their open descriptors; the mappings do not need them any longer.
         readonly: shared and read-only instead of private copy-on-write.
+        keep: the files fit into free memory and may stay there, so that a touch may bring in the 4 MiB around it.
     """
     access = mmap.ACCESS_READ if readonly else mmap.ACCESS_COPY
     mappings = {}
@@ -41,7 +56,20 @@ def map_shards(
         size = description.shards[index].identity.size_bytes
         if size:
             mappings[index] = mmap.mmap(descriptors[index], size, access=access)
+            _advise(mappings[index], descriptors[index], keep=keep)
     return mappings
+
+
+def _advise(mapping: mmap.mmap, descriptor: int, *, keep: bool) -> None:
+    """Tell the kernel how far to read ahead of a touch; advice that it does not take changes nothing but the speed."""
+    if sys.platform != "linux":
+        return
+    with contextlib.suppress(OSError):
+        # Kept per open file, which the mapping and the descriptor share: twice the usual distance.
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+    if keep:
+        with contextlib.suppress(OSError):
+            mapping.madvise(mmap.MADV_HUGEPAGE)
 
 
 def mapped_tensors(

@@ -1,17 +1,19 @@
 """Existing torch tensors as the destination: parameters and buffers of a module are filled in place.
 
-Every destination is written to directly (large ones by the engine itself, neighbouring small ones out of one slot); one
-that has another data type, lies on another device or is not contiguous is filled chunk by chunk through torch.
+Every destination is written to directly: large ones by the engine itself, neighbouring small ones out of one slot,
+those on a GPU by copies that its runtime makes. One that has another data type, lies on a device that only torch
+reaches or is not contiguous is filled chunk by chunk through torch.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from weightlift.errors import StateMismatchError, printable
 from weightlift.layout import LARGE_TENSOR_BYTES, PACKED_GAP_BYTES, SLAB_BYTES
 from weightlift.operations import Sink
 from weightlift.plan import Wanted
+from weightlift.targets.device import ReadyEvents
 from weightlift.targets.frameworks import stored_shape
 from weightlift.targets.host import address_table, assign_chunk
 
@@ -19,8 +21,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from weightlift.description import Description
-    from weightlift.operations import ChunkReady
+    from weightlift.operations import ChunkReady, Extent
+    from weightlift.targets.device import DeviceAccess
     from weightlift.targets.frameworks import TensorMaker
+
+
+_HOST: Final = -1
 
 
 class ModuleTarget:
@@ -31,6 +37,7 @@ class ModuleTarget:
         rows: the selected rows, in file order.
         maker: the torch maker.
         destinations: the tensor to fill, by name, for every selected row.
+        accesses: the GPUs that are reached through their runtime.
 
     Raises:
         StateMismatchError: a destination has another shape, or no memory.
@@ -40,7 +47,12 @@ class ModuleTarget:
     in_order = True
 
     def __init__(
-        self, description: Description, rows: Sequence[int], maker: TensorMaker, destinations: Mapping[str, Any]
+        self,
+        description: Description,
+        rows: Sequence[int],
+        maker: TensorMaker,
+        destinations: Mapping[str, Any],
+        accesses: Sequence[DeviceAccess] = (),
     ) -> None:
         self._description = description
         self._maker = maker
@@ -50,6 +62,8 @@ class ModuleTarget:
         self._flat: dict[int, Any] = {}
         self._whole: dict[int, Any] = {}
         self._rows = rows
+        self._index_of = {access.device: index for index, access in enumerate(accesses)}
+        self._ready = [ReadyEvents(access) for access in accesses]
         for row in rows:
             self._check(row)
         devices = sorted({str(destinations[description.names[row]].device) for row in rows})
@@ -76,44 +90,57 @@ class ModuleTarget:
         """See :class:`~weightlift.targets.base.Target`."""
         description = self._description
         small: list[tuple[int, int, int]] = []
-        shard = -1
+        shard, device = -1, _HOST
         for row in self._rows:
             length, offset = description.lengths[row], description.offsets[row]
             if length == 0:
                 continue
             tensor = self._destinations[description.names[row]]
+            goes_to = self._index_of.get(str(tensor.device), _HOST)
             joins = (
                 shard == description.shard_indexes[row]
+                and device == goes_to
                 and small
                 and offset - small[-1][0] - small[-1][1] <= PACKED_GAP_BYTES
-                and offset + length - small[0][0] <= SLAB_BYTES
+                and (goes_to != _HOST or offset + length - small[0][0] <= SLAB_BYTES)
             )
             if small and not joins:
-                self._flush(shard, small)
-            shard = description.shard_indexes[row]
+                self._flush(shard, device, small)
+            shard, device = description.shard_indexes[row], goes_to
             if not self._fills_directly(row, tensor):
-                self._flush(shard, small)
+                self._flush(shard, device, small)
                 self._convert(row, tensor)
-            elif length >= LARGE_TENSOR_BYTES:
-                self._flush(shard, small)
+            elif length >= LARGE_TENSOR_BYTES and device == _HOST:
+                self._flush(shard, device, small)
                 entry = (offset, length, tensor.data_ptr())
                 self._wanted.append(
                     Wanted(shard, offset, length, Sink.PLACE, tensor.data_ptr(), copies=address_table([entry]))
                 )
             else:
                 small.append((offset, length, tensor.data_ptr()))
-        self._flush(shard, small)
+        self._flush(shard, device, small)
         return self._wanted
 
-    def _flush(self, shard: int, small: list[tuple[int, int, int]]) -> None:
+    def _flush(self, shard: int, device: int, small: list[tuple[int, int, int]]) -> None:
         if small:
             begin, end = small[0][0], small[-1][0] + small[-1][1]
-            self._wanted.append(Wanted(shard, begin, end - begin, Sink.COPY, copies=address_table(small)))
+            sink = Sink.COPY if device == _HOST else Sink.DEVICE
+            table = address_table(small)
+            self._wanted.append(Wanted(shard, begin, end - begin, sink, copies=table, device=max(device, 0)))
             small.clear()
+
+    def bind(self, extents: Sequence[Extent]) -> Sequence[Extent]:
+        """See :class:`~weightlift.targets.base.Target`."""
+        used = {extent.device for extent in extents if extent.sink is Sink.DEVICE}
+        # The caller's own work on the tensors may still be queued.
+        ready = {device: self._ready[device].record() for device in used}
+        return [
+            extent._replace(ready=ready[extent.device]) if extent.sink is Sink.DEVICE else extent for extent in extents
+        ]
 
     def _fills_directly(self, row: int, tensor: Any) -> bool:
         return bool(
-            tensor.device.type == "cpu"
+            (tensor.device.type == "cpu" or str(tensor.device) in self._index_of)
             and tensor.is_contiguous()
             and tensor.dtype == self._maker.stored_dtype(self._description.dtype(row))
         )
@@ -147,3 +174,5 @@ class ModuleTarget:
 
     def close(self) -> None:
         """See :class:`~weightlift.targets.base.Target`."""
+        for events in self._ready:
+            events.close()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from weightlift.operations import Sink
 from weightlift.plan import Wanted
+from weightlift.targets.base import Bound
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from weightlift.operations import ChunkReady
 
 
-class NullTarget:
+class NullTarget(Bound):
     """Reads the selected tensors into staging slots and discards them there.
 
     Args:

@@ -19,17 +19,17 @@ import pytest
 
 from weightlift.buffers import HostRegion, SlotPool
 from weightlift.host import residency, storage
-from weightlift.operations import ChunkReady, CopyTable, Extent, ReadPath, ShardSource, Sink
+from weightlift.operations import COPY_FIELDS, ChunkReady, CopyTable, Extent, ReadPath, ShardSource, Sink
 from weightlift.staging import ALIGNMENT_SLACK_BYTES
 from weightlift.testing.factory import tensor_bytes
 from weightlift.testing.shapes import TensorSpec
 from weightlift.units import MIB, PAGE_BYTES, align_down, align_up
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
-    from weightlift.operations import SlotMemory
+    from weightlift.device_operations import SlotMemory
 
 FILE_BYTES: Final = 3 * MIB + 777
 GUARD: Final = 0xA5
@@ -83,6 +83,82 @@ class Landing:
             assert position == extent.offset + extent.length
 
 
+class Arena:
+    """Memory in which every byte that an engine may not touch holds a guard value.
+
+    Args:
+        address: where it begins, on a page boundary or not.
+        nbytes: its size.
+        guard: what every byte holds.
+        contents: the file that comes to lie in it.
+    """
+
+    def __init__(self, address: int, nbytes: int, guard: int, contents: bytes) -> None:
+        self.address = address
+        self._nbytes = nbytes
+        self._guard = guard
+        self._contents = contents
+        self._places: list[_Place] = []
+        self._cursor = 0
+
+    def place(self, residue: int, length: int, *, whole_pages: bool, offset: int | None = None) -> int:
+        """The address of a place for bytes of the file, congruent to ``residue`` from the arena's beginning.
+
+        Args:
+            residue: of the address, modulo the page size.
+            length: bytes.
+            whole_pages: whether the whole pages around may be overwritten.
+            offset: where in the file the bytes are, ``residue`` by default.
+        """
+        start = self._cursor + residue % PAGE_BYTES
+        self._cursor = align_up(start + length, PAGE_BYTES) + PAGE_BYTES
+        assert self._cursor <= self._nbytes, "the arena is too small for this test"
+        self._places.append(_Place(start, residue if offset is None else offset, length, whole_pages))
+        return self.address + start
+
+    def pack(self, parts: Sequence[tuple[int, int]]) -> list[int]:
+        """Addresses for parts of the file, given as offset and length, one right behind the other."""
+        first, addresses = self.place(0, sum(length for _, length in parts), whole_pages=False) - self.address, []
+        del self._places[-1]
+        for offset, length in parts:
+            self._places.append(_Place(first, offset, length, whole_pages=False))
+            addresses.append(self.address + first)
+            first += length
+        return addresses
+
+    def scatter(self, offset: int, length: int) -> CopyTable:
+        """A table that takes a range of the file apart into parts of odd sizes, with every third part left out."""
+        numbers, position, number = array("Q", [0, 0, 0]), offset, 0
+        while position < offset + length:
+            part = min(_PART_BYTES[number % len(_PART_BYTES)], offset + length - position)
+            if number % 3 != 2:
+                address = self.place(position + number, part, whole_pages=False, offset=position)
+                numbers.extend((position, part, address))
+            position += part
+            number += 1
+        # The table does not begin at its array's first entry.
+        return CopyTable(numbers, 1, len(numbers) // COPY_FIELDS - 1)
+
+    def check(self) -> None:
+        """Check that every place holds its bytes and that no other byte was touched."""
+        found = ctypes.string_at(self.address, self._nbytes)
+        expected = bytearray([self._guard]) * self._nbytes
+        for place in self._places:
+            if place.whole_pages:
+                first, end = align_down(place.start, PAGE_BYTES), align_up(place.start + place.length, PAGE_BYTES)
+                expected[first:end] = found[first:end]
+            expected[place.start : place.start + place.length] = self._contents[
+                place.offset : place.offset + place.length
+            ]
+        if found != expected:
+            wrong = next(index for index in range(self._nbytes) if found[index] != expected[index])
+            where = [place for place in self._places if place.start <= wrong < place.start + place.length]
+            raise AssertionError(
+                f"byte {wrong} of the arena is {found[wrong]:#x} and not {expected[wrong]:#x}: "
+                f"{where or 'it belongs to nobody'}"
+            )
+
+
 class Bench:
     """The file, its descriptors, and memory.
 
@@ -100,12 +176,11 @@ class Bench:
         self.contents = tensor_bytes(TensorSpec("contents", "U8", (FILE_BYTES,)))
         self.path.write_bytes(self.contents)
         self._stack = contextlib.ExitStack()
-        self._places: list[_Place] = []
-        self._cursor = 0
 
     def __enter__(self) -> Self:
-        self._arena = HostRegion(_ARENA_BYTES)
-        ctypes.memset(self._arena.address, GUARD, _ARENA_BYTES)
+        self._region = HostRegion(_ARENA_BYTES)
+        ctypes.memset(self._region.address, GUARD, _ARENA_BYTES)
+        self._arena = Arena(self._region.address, _ARENA_BYTES, GUARD, self.contents)
         access = storage.probe_direct(self.path)
         self._direct_reason = access.reason
         descriptor = self.descriptor(self.path)
@@ -160,51 +235,14 @@ class Bench:
         """An extent over a range of the file, with a place in the arena where its sink needs one."""
         extent = Extent(0, path, sink, offset, length, fresh=fresh)
         if sink is Sink.PLACE:
-            start = self._place(offset, length, whole_pages=path is ReadPath.DIRECT)
-            return extent._replace(address=self._arena.address + start)
+            return extent._replace(address=self._arena.place(offset, length, whole_pages=path is ReadPath.DIRECT))
         if sink is Sink.COPY:
-            entries = list(self._parts(offset, length))
-            numbers = array("Q", [0, 0, 0] + [number for entry in entries for number in entry])
-            # The table does not begin at its array's first entry.
-            return extent._replace(copies=CopyTable(numbers, 1, len(entries)))
+            return extent._replace(copies=self._arena.scatter(offset, length))
         return extent
-
-    def _parts(self, offset: int, length: int) -> Iterator[tuple[int, int, int]]:
-        """Copies of parts of a range, with every third part left out."""
-        position, number = offset, 0
-        while position < offset + length:
-            part = min(_PART_BYTES[number % len(_PART_BYTES)], offset + length - position)
-            if number % 3 != 2:
-                yield (
-                    position,
-                    part,
-                    self._arena.address + self._place(position + number, part, whole_pages=False, offset=position),
-                )
-            position += part
-            number += 1
-
-    def _place(self, residue: int, length: int, *, whole_pages: bool, offset: int | None = None) -> int:
-        start = self._cursor + residue % PAGE_BYTES
-        self._cursor = align_up(start + length, PAGE_BYTES) + PAGE_BYTES
-        assert self._cursor <= _ARENA_BYTES, "the arena is too small for this test"
-        self._places.append(_Place(start, residue if offset is None else offset, length, whole_pages))
-        return start
 
     def check_memory(self) -> None:
         """Check that every place holds its bytes and that no other byte of the arena was touched."""
-        found = ctypes.string_at(self._arena.address, _ARENA_BYTES)
-        expected = bytearray([GUARD]) * _ARENA_BYTES
-        for place in self._places:
-            if place.whole_pages:
-                first, end = align_down(place.start, PAGE_BYTES), align_up(place.start + place.length, PAGE_BYTES)
-                expected[first:end] = found[first:end]
-            expected[place.start : place.start + place.length] = self.contents[
-                place.offset : place.offset + place.length
-            ]
-        if found != expected:
-            wrong = next(index for index in range(_ARENA_BYTES) if found[index] != expected[index])
-            where = [place for place in self._places if place.start <= wrong < place.start + place.length]
-            raise AssertionError(f"byte {wrong} of the arena is wrong: {where or 'it belongs to nobody'}")
+        self._arena.check()
 
     def check_chunk(self, chunk: ChunkReady) -> None:
         """Check that a chunk still lies in its slot."""

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from weightlift.buffers import SlotPool
+from weightlift.engines.choice import make_engine
 from weightlift.formats import describe
 from weightlift.operations import ChunkReady, Failure, Sink
-from weightlift.pipeline import make_engine
 from weightlift.plan import plan_extents
 from weightlift.shards import OpenShards
 from weightlift.staging import plan_pool

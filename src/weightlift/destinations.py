@@ -1,0 +1,189 @@
+"""Where each tensor goes: devices resolved from the options, and targets made for them."""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+import re
+from typing import TYPE_CHECKING, Any
+
+from weightlift.errors import OptionError, SelectionError, UnsupportedError, printable
+from weightlift.targets.access import gpu_access
+from weightlift.targets.composite import CompositeTarget
+from weightlift.targets.device import DeviceAccess, DeviceTarget
+from weightlift.targets.frameworks import pick_framework
+from weightlift.targets.host import ConvertingTarget, HostTarget, converts
+from weightlift.types import Framework, Staging
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from weightlift.description import Description
+    from weightlift.options import LoadOptions
+    from weightlift.targets.base import Target
+    from weightlift.targets.frameworks import TensorMaker
+
+
+def device_name(device: Any) -> str:
+    """The name of one device, given as such or as an object that has one.
+
+    Raises:
+        OptionError: it is neither.
+    """
+    if not isinstance(device, str) and not hasattr(device, "type"):
+        raise OptionError(
+            f"device={device!r} is not a device",
+            hint='pass a device such as "cpu", "null" or torch.device("cuda:0"), a mapping from globs of names to '
+            "devices, or a function of a tensor's description",
+        )
+    return str(device)
+
+
+def devices_of(description: Description, rows: Sequence[int], device: Any) -> list[str] | str:
+    """The device's name for each row, or one name for all of them.
+
+    Args:
+        description: the checkpoint.
+        rows: the selected rows.
+        device: one device, a mapping from globs of tensor names to devices, of which the first match counts, or a
+            function of a :class:`~weightlift.description.TensorInfo`.
+
+    Raises:
+        SelectionError: no glob matches a tensor.
+        OptionError: what was given or returned is not a device.
+    """
+    if callable(device) and not hasattr(device, "type"):
+        names = [device_name(device(description.tensor(row))) for row in rows]
+    elif isinstance(device, dict):
+        names = _by_glob(description, rows, device)
+    else:
+        return device_name(device)
+    if "null" in names:
+        raise OptionError(
+            'device="null" goes for all tensors or none',
+            hint="leave tensors out with names=… instead of discarding them",
+        )
+    return names
+
+
+def _by_glob(description: Description, rows: Sequence[int], mapping: Mapping[str, Any]) -> list[str]:
+    rules = [(re.compile(fnmatch.translate(glob)).match, device_name(device)) for glob, device in mapping.items()]
+    names = []
+    for row in rows:
+        name = description.names[row]
+        found = next((device for matches, device in rules if matches(name)), None)
+        if found is None:
+            raise SelectionError(
+                f"no device was given for tensor {printable(name)}: none of the {len(rules)} globs matches it",
+                hint='add a rule for the rest at the end, such as {"*": "cpu"}',
+            )
+        names.append(found)
+    return names
+
+
+class Destinations:
+    """The devices, framework and data type of one load.
+
+    Args:
+        description: the checkpoint.
+        rows: the selected rows, in file order.
+        options: the caller's options.
+
+    Attributes:
+        device: the devices' names, for the report.
+        in_host_memory: every tensor goes to the CPU's memory.
+        discards: nothing is kept.
+        accesses: the GPUs that are reached through their runtime.
+        staging_reason: for the report, how tensors reach devices and why; empty without devices.
+
+    Raises:
+        OptionError: a device is not one.
+        SelectionError: a tensor has no device.
+        UnsupportedError: staging or framework do not go with the device.
+        MissingExtraError: the framework is not installed.
+    """
+
+    def __init__(self, description: Description, rows: Sequence[int], options: LoadOptions) -> None:
+        self._description = description
+        self._options = options
+        named = devices_of(description, rows, options.device)
+        self._device_of = None if isinstance(named, str) else dict(zip(rows, named, strict=True))
+        self._names = [named] if isinstance(named, str) else list(dict.fromkeys(named))
+        self.device = ", ".join(self._names) or "cpu"
+        self.discards = self._names == ["null"]
+        self.in_host_memory = self._names == ["cpu"] or not self._names
+        self._check_staging()
+        self.accesses: list[DeviceAccess] = []
+        self.staging_reason = ""
+        self._index_of: dict[str, int] = {}
+        if not self.discards:
+            self._open_devices()
+
+    @functools.cached_property
+    def maker(self) -> TensorMaker:
+        """Whose tensors are made; devices other than the CPU need torch."""
+        requested = self._options.framework
+        others = [name for name in self._names if name != "cpu"]
+        if others and requested is Framework.NUMPY:
+            raise UnsupportedError(f"numpy has no device {others[0]}", hint='use framework="torch"')
+        return pick_framework(Framework.TORCH if others else requested)
+
+    @functools.cached_property
+    def dtype(self) -> Any:
+        """The framework's data type to convert to, or ``None``."""
+        return None if self._options.dtype is None else self.maker.resolve_dtype(self._options.dtype)
+
+    def _check_staging(self) -> None:
+        if (self.in_host_memory or self.discards) and self._options.staging not in {Staging.AUTO, Staging.NONE}:
+            raise UnsupportedError(
+                f"staging={self._options.staging.value} has no meaning for device={self.device}: "
+                "its memory is filled in place",
+                hint="leave staging out",
+            )
+
+    def _open_devices(self) -> None:
+        for name in self._names:
+            if name == "cpu":
+                self.maker.check_device(name)
+                continue
+            access = gpu_access(name, self.maker)
+            if isinstance(access, str):
+                self.staging_reason = access
+                continue
+            if access.device not in {known.device for known in self.accesses}:
+                self.accesses.append(access)
+            self._index_of[name] = [known.device for known in self.accesses].index(access.device)
+
+    def target(self, rows: Sequence[int]) -> Target:
+        """A target for some of the rows, in file order."""
+        by_device: dict[str, list[int]] = {}
+        if self._device_of is None:
+            parts = self._parts(self._names[0], rows)
+        else:
+            for row in rows:
+                by_device.setdefault(self._device_of[row], []).append(row)
+            parts = [part for name, some in by_device.items() for part in self._parts(name, some)]
+        if len(parts) == 1:
+            return parts[0][0]
+        return CompositeTarget(parts) if parts else HostTarget(self._description, rows, self.maker)
+
+    def _parts(self, name: str, rows: Sequence[int]) -> list[tuple[Target, Sequence[int]]]:
+        description, maker, dtype = self._description, self.maker, self.dtype
+        index = self._index_of.get(name)
+        if index is None and name != "cpu":
+            return [(ConvertingTarget(description, rows, maker, dtype=dtype, device=name), rows)]
+
+        def plain(some: Sequence[int]) -> Target:
+            if index is None:
+                return HostTarget(description, some, maker)
+            return DeviceTarget(description, some, maker, self.accesses[index], index)
+
+        changed = [row for row in rows if converts(description.dtype(row), dtype, maker)] if dtype is not None else []
+        if not changed:
+            return [(plain(rows), rows)]
+        known = set(changed)
+        kept = [row for row in rows if row not in known]
+        parts: list[tuple[Target, Sequence[int]]] = [
+            (ConvertingTarget(description, changed, maker, dtype=dtype, device=name), changed)
+        ]
+        return [*parts, (plain(kept), kept)] if kept else parts

@@ -1,0 +1,173 @@
+"""Where tensors land in a device's memory: pure arithmetic over a description, no memory and no I/O.
+
+A *block* is one allocation: a large tensor alone, or a slab that many small ones share. What touches in the file
+touches in the slab too, so that one copy brings many small tensors: a copy costs some microseconds however small it is.
+"""
+
+from __future__ import annotations
+
+import itertools
+from array import array
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from weightlift.layout import lay_out
+from weightlift.operations import COPY_FIELDS, CopyTable
+from weightlift.units import MIB, align_up
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from weightlift.description import Description
+    from weightlift.layout import Group, Layout, Span
+
+LARGE_BYTES: Final = 10 * MIB
+"""From this size on a tensor has a block of its own. Allocators take smaller ones out of larger pieces, with waste;
+this is where torch's begins to reserve what was asked for, rounded up to 2 MiB."""
+
+SLAB_BYTES: Final = 32 * MIB
+"""Most bytes of a slab: what one small tensor, kept, keeps alive."""
+
+ALIGNMENT: Final = 512
+"""What blocks begin at multiples of, on a device and in a slab."""
+
+
+class Block(NamedTuple):
+    """One allocation.
+
+    Attributes:
+        nbytes: its size.
+        row: for a tensor alone, its row; -1 for a slab.
+        entries: indexes of the copy-table entries that fill it.
+    """
+
+    nbytes: int
+    row: int
+    entries: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceLayout:
+    """Where the selected tensors go on a device.
+
+    Attributes:
+        layout: runs and groups of the selected tensors.
+        blocks: the allocations.
+        block_of: for each selected tensor, its block; -1 for tensors without bytes.
+        offset_of: for each selected tensor, its first byte in the block.
+        numbers: copy table of all spans one after the other; until a block is allocated, the addresses of its entries
+            are offsets in it.
+        tables: for each span, its part of the table.
+        entry_blocks: for each entry of the table, its block.
+    """
+
+    layout: Layout
+    blocks: tuple[Block, ...]
+    block_of: array[int]
+    offset_of: array[int]
+    numbers: array[int]
+    tables: tuple[CopyTable, ...]
+    entry_blocks: array[int]
+
+
+class _Builder:
+    """Collects blocks and entries; a slab stays open until it is full."""
+
+    def __init__(self, description: Description, layout: Layout) -> None:
+        self.description, self.layout = description, layout
+        self.sizes: list[int] = []
+        self.rows: list[int] = []
+        self.entries: list[list[int]] = []
+        count = len(layout.rows)
+        self.block_of, self.offset_of = array("q", [-1]) * count, array("Q", [0]) * count
+        self.numbers, self.entry_blocks = array("Q"), array("Q")
+        self._slab = -1
+
+    def own(self, nbytes: int, row: int) -> int:
+        """A block for one tensor."""
+        self.sizes.append(nbytes)
+        self.rows.append(row)
+        self.entries.append([])
+        return len(self.sizes) - 1
+
+    def shared(self, nbytes: int, residue: int) -> tuple[int, int]:
+        """Room in a slab, at an offset congruent to ``residue``."""
+        end = align_up(self.sizes[self._slab], ALIGNMENT) + residue + nbytes if self._slab >= 0 else 0
+        if self._slab < 0 or end > SLAB_BYTES:
+            self._slab = self.own(0, -1)
+        offset = align_up(self.sizes[self._slab], ALIGNMENT) + residue
+        self.sizes[self._slab] = offset + nbytes
+        return self._slab, offset
+
+    def entry(self, offset: int, length: int, block: int, place: int) -> None:
+        """One entry of the copy table."""
+        self.entries[block].append(len(self.entry_blocks))
+        self.entry_blocks.append(block)
+        self.numbers.extend((offset, length, place))
+
+    def tensor(self, index: int, block: int, place: int) -> None:
+        """Where one selected tensor lies."""
+        self.block_of[index], self.offset_of[index] = block, place
+
+
+def lay_out_on_device(description: Description, rows: Sequence[int]) -> DeviceLayout:
+    """Find a place for every selected tensor.
+
+    Args:
+        description: the checkpoint.
+        rows: the selected rows, rising.
+    """
+    layout = lay_out(description, rows, large_bytes=LARGE_BYTES, slab_bytes=SLAB_BYTES - ALIGNMENT)
+    builder = _Builder(description, layout)
+    firsts: list[int] = []
+    position = 0
+    for span in layout.spans:
+        firsts.append(len(builder.entry_blocks))
+        while position < len(layout.groups) and layout.groups[position].first < span.end:
+            _place(builder, span, layout.groups[position])
+            position += 1
+    firsts.append(len(builder.entry_blocks))
+    tables = tuple(CopyTable(builder.numbers, first, end - first) for first, end in itertools.pairwise(firsts))
+    blocks = tuple(
+        # Whole elements of any type fill a slab, so that it can be seen as any.
+        Block(size if row >= 0 else align_up(size, ALIGNMENT), row, tuple(entries))
+        for size, row, entries in zip(builder.sizes, builder.rows, builder.entries, strict=True)
+    )
+    return DeviceLayout(
+        layout, blocks, builder.block_of, builder.offset_of, builder.numbers, tables, builder.entry_blocks
+    )
+
+
+def _place(builder: _Builder, span: Span, group: Group) -> None:
+    description, layout = builder.description, builder.layout
+    members = [index for index in range(group.first, group.end) if description.lengths[layout.rows[index]]]
+    first = members[0]
+    alone = len(members) == 1 and group.length >= LARGE_BYTES
+    if alone:
+        block, place = builder.own(group.length, layout.rows[first]), 0
+    else:
+        # The same residue as in the region, for which the layout chose places that suit every data type.
+        block, place = builder.shared(group.length, group.place % ALIGNMENT)
+    for index in members:
+        builder.tensor(index, block, place + layout.places[index] - group.place)
+    if span.packed:
+        for index in members:
+            row = layout.rows[index]
+            builder.entry(description.offsets[row], description.lengths[row], block, builder.offset_of[index])
+    else:
+        builder.entry(description.offsets[layout.rows[first]], group.length, block, place)
+
+
+def entries_between(table: CopyTable, offset: int, end: int) -> range:
+    """The entries of a table (as indexes into its numbers) that a file range overlaps."""
+    numbers, low, high = table.numbers, table.first, table.first + table.count
+    while low < high:
+        middle = (low + high) // 2
+        if numbers[COPY_FIELDS * middle] + numbers[COPY_FIELDS * middle + 1] <= offset:
+            low = middle + 1
+        else:
+            high = middle
+    last = low
+    while last < table.first + table.count and numbers[COPY_FIELDS * last] < end:
+        last += 1
+    return range(low, last)

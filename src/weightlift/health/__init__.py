@@ -1,0 +1,1 @@
+"""What a machine can do, whether it does it, and what to change."""

@@ -1,0 +1,78 @@
+"""The trial compares two neighbouring cold parts, leaves nothing out, and is judged by what they cost."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from weightlift.host.residency import Residency, ResidencyMap, ResidencyRun
+from weightlift.operations import Sink
+from weightlift.plan import GRANULE_BYTES, ShardFacts, Wanted
+from weightlift.trial import PART_BYTES, WORTH_BYTES, find_trial, judge_trial
+from weightlift.units import GIB, MIB
+
+SIZE = 3 * GIB
+
+
+def facts(*, direct: bool = True, cached: tuple[int, int] = (0, 0), known: bool = True) -> ShardFacts:
+    begin, end = cached
+    runs = tuple(
+        ResidencyRun(start, stop - start, state)
+        for start, stop, state in (
+            (0, begin, Residency.ABSENT),
+            (begin, end, Residency.RESIDENT),
+            (end, SIZE, Residency.ABSENT),
+        )
+        if stop > start
+    )
+    residency = ResidencyMap(GRANULE_BYTES, SIZE, end - begin, runs) if known else None
+    return ShardFacts("shard", SIZE, direct, "", True, residency)
+
+
+def placed(shard: int, offset: int, length: int, *, mirrored: bool = True) -> Wanted:
+    return Wanted(shard, offset, length, Sink.PLACE, (1 << 40) + offset % 4096, mirrored, True)
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("offset", [0, 2824, 5 * MIB + 1])
+def test_the_parts_are_the_whole(offset: int, known: bool) -> None:
+    wanted = [placed(0, 100, 50), placed(0, offset + 8 * MIB, 2 * GIB), placed(1, 0, 77)]
+    trial = find_trial(wanted, [facts(known=known), facts()])
+    assert trial is not None
+    assert trial.direct.length == trial.kept.length == PART_BYTES
+    assert trial.direct.offset + PART_BYTES == trial.kept.offset
+    parts = sorted([trial.direct, trial.kept, *trial.rest], key=lambda part: (part.tag, part.offset))
+    for tag, group in itertools.groupby(parts, key=lambda part: part.tag):
+        some = list(group)
+        assert some[0].offset == wanted[tag].offset
+        assert sum(part.length for part in some) == wanted[tag].length
+        assert all(part.address - part.offset == wanted[tag].address - wanted[tag].offset for part in some)
+        assert all(one.offset + one.length == two.offset for one, two in itertools.pairwise(some))
+
+
+def test_only_what_is_absent_is_compared() -> None:
+    trial = find_trial([placed(0, 0, 3 * GIB)], [facts(cached=(100 * MIB, 400 * MIB))])
+    assert trial is not None
+    assert trial.direct.offset >= 400 * MIB
+
+
+@pytest.mark.parametrize(
+    "shard",
+    [facts(direct=False), facts(cached=(WORTH_BYTES - MIB, SIZE)), facts(cached=(0, SIZE))],
+    ids=["no direct reads", "little is cold", "all is cached"],
+)
+def test_nothing_to_compare(shard: ShardFacts) -> None:
+    assert find_trial([placed(0, 0, 3 * GIB)], [shard]) is None
+
+
+def test_staged_ranges_say_nothing_about_direct_reads() -> None:
+    assert find_trial([placed(0, 0, 2 * GIB, mirrored=False)], [facts()]) is None
+
+
+@pytest.mark.parametrize(("kept", "keep"), [(0.5, True), (1.0, True), (1.09, True), (1.2, False), (2.0, False)])
+def test_keeping_may_cost_a_little(kept: float, keep: bool) -> None:
+    decision = judge_trial(1.0, kept)
+    assert decision.keep is keep
+    assert not decision.on_trial
+    assert ("stay cached" in decision.reason) is keep

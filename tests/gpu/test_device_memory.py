@@ -1,0 +1,106 @@
+"""Torch tensors made without the interpreter lock are tensors like any other."""
+
+from __future__ import annotations
+
+import gc
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from weightlift.targets.device_memory import QuickViews, TorchMemory, quick_tensors
+
+TYPES = [
+    torch.uint8,
+    torch.bool,
+    torch.int64,
+    torch.float16,
+    torch.bfloat16,
+    torch.float64,
+    torch.complex64,
+    torch.float8_e4m3fn,
+    torch.uint16,
+]
+
+
+@pytest.fixture(params=["quick", "plain"])
+def memory(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> TorchMemory:
+    if request.param == "plain":
+        monkeypatch.setattr("weightlift.targets.device_memory.quick_tensors", lambda _: None)
+    return TorchMemory(torch, "cpu", 0, 1 << 40)
+
+
+def test_the_installed_torch_has_the_quick_way() -> None:
+    assert quick_tensors(torch) is not None
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (7,), (3, 0, 2), (2, 3, 5)])
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_allocated_tensors_are_what_torch_makes(memory: TorchMemory, dtype: Any, shape: tuple[int, ...]) -> None:
+    made, expected = memory.allocate(dtype, shape), torch.empty(shape, dtype=dtype)
+    assert (made.dtype, made.shape, made.stride()) == (expected.dtype, expected.shape, expected.stride())
+    assert made.untyped_storage().nbytes() == math.prod(shape) * dtype.itemsize
+    assert memory.address(made) == made.data_ptr()
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (7,), (2, 3, 5)])
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_views_share_the_slab(memory: TorchMemory, dtype: Any, shape: tuple[int, ...]) -> None:
+    slab = memory.allocate(torch.uint8, (4096,))
+    slab.copy_(torch.arange(4096).to(torch.uint8))
+    part = memory.views(slab).tensor(128, dtype, shape)
+    nbytes = math.prod(shape) * dtype.itemsize
+    assert part.dtype == dtype
+    assert tuple(part.shape) == shape
+    assert part.is_contiguous()
+    assert part.untyped_storage().data_ptr() == slab.data_ptr()
+    assert torch.equal(part.reshape(-1).view(torch.uint8), slab[128 : 128 + nbytes])
+    part.reshape(-1).view(torch.uint8).fill_(7)
+    assert bool((slab[128 : 128 + nbytes] == 7).all())
+
+
+def test_a_view_keeps_its_slab_alive(memory: TorchMemory) -> None:
+    slab = memory.allocate(torch.uint8, (1 << 20,))
+    slab.fill_(9)
+    part = memory.views(slab).tensor(4096, torch.uint8, (1000,))
+    del slab
+    gc.collect()
+    assert bool((part == 9).all())
+
+
+def test_nothing_is_kept_of_what_was_made() -> None:
+    quick = quick_tensors(torch)
+    assert quick is not None
+
+    def make() -> None:
+        for _ in range(2000):
+            slab = quick.empty(torch.uint8, (1 << 16,), 0, 0)
+            QuickViews(quick, slab).tensor(64, torch.float32, (16, 16))
+
+    make()
+    before = resident_bytes()
+    make()
+    # One kept slab of each round would be 125 MiB.
+    assert resident_bytes() - before < 16 << 20
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def test_short_memory_goes_torchs_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = TorchMemory(torch, "cpu", 0, (512 << 20) + 1000)
+    calls: list[Any] = []
+    plain = torch.empty
+
+    def noted(*arguments: Any, **rest: Any) -> Any:
+        calls.append(arguments)
+        return plain(*arguments, **rest)
+
+    monkeypatch.setattr(torch, "empty", noted)
+    memory.allocate(torch.uint8, (900,))
+    assert not calls
+    memory.allocate(torch.uint8, (900,))
+    assert len(calls) == 1
