@@ -1,6 +1,7 @@
 """What is claimed of measurements, and the arithmetic that decides: medians, and ratios taken within rounds.
 
-Knows nothing of how runs were made: a run is a dictionary of figures, or one with an ``error`` in their place.
+Knows nothing of how runs were made: a run is a dictionary of figures, or one with an ``error`` in their place. One that
+was never started, for want of time, says ``left_out``.
 """
 
 from __future__ import annotations
@@ -83,6 +84,7 @@ def spread(values: Sequence[float]) -> dict[str, float] | None:
 
 
 def _best(names: Sequence[str], runs: Mapping[str, Sequence[Run]]) -> str | None:
-    medians = {name: statistics.median(map(speed, runs[name])) for name in names if runs.get(name)}
+    tried = {name: [run for run in runs.get(name, ()) if not run.get("left_out")] for name in names}
+    medians = {name: statistics.median(map(speed, made)) for name, made in tried.items() if made}
     best = max(medians, key=lambda name: medians[name], default=None)
     return best if best is not None and medians[best] > 0 else None

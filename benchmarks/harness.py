@@ -105,8 +105,8 @@ class Case:
 def measure(case: Case, *, check_all: bool = False) -> Run:
     """Prepare the state, run the case once and return what was seen; a failure becomes an ``error`` entry."""
     try:
-        with _busy_process(case.beside == "process"):
-            return _measure_program(case) if case.contestant.command else _measure_worker(case, check_all)
+        with busy_process(case.beside == "process"):
+            return measure_program(case) if case.contestant.command else _measure_worker(case, check_all)
     except (RuntimeError, OSError, ValueError, subprocess.SubprocessError) as error:
         return {"error": f"{type(error).__name__}: {error}"}
 
@@ -126,8 +126,14 @@ def rounds(
     return runs
 
 
-def summary(case: Case, runs: Sequence[Run]) -> dict[str, Any]:
-    """Median, smallest and largest of what the runs of one case gave, with the runs themselves."""
+def summary(case: Case, runs: Sequence[Run], figures: Sequence[str] | None = None) -> dict[str, Any]:
+    """Median, smallest and largest of what the runs of one case gave, with the runs themselves.
+
+    Args:
+        case: what ran.
+        runs: what it gave, round by round.
+        figures: which figures to sum up; :data:`FIGURES` by default.
+    """
     good = [run for run in runs if "error" not in run]
     contestant = case.contestant
     head = {
@@ -139,8 +145,11 @@ def summary(case: Case, runs: Sequence[Run]) -> dict[str, Any]:
         "environment": dict(contestant.environment),
         "errors": sorted({run["error"] for run in runs if "error" in run}),
     }
-    figures = {key: spread([run[key] for run in good if run.get(key) is not None]) for key in FIGURES}
-    return head | {key: value for key, value in figures.items() if value} | {"runs": list(runs)}
+    spreads = {
+        key: spread([run[key] for run in good if run.get(key) is not None])
+        for key in (FIGURES if figures is None else figures)
+    }
+    return head | {key: value for key, value in spreads.items() if value} | {"runs": list(runs)}
 
 
 FIGURES = (
@@ -158,7 +167,7 @@ FIGURES = (
 )
 
 
-def _prepare(case: Case) -> tuple[Any, float]:
+def prepare(case: Case) -> tuple[Any, float]:
     """Page-cache state and backed memory, just before the load; returns residency and the seconds for the memory."""
     files, size = case.checkpoint.files, case.checkpoint.tensor_bytes
     before = states.prepare(files, case.state)
@@ -171,13 +180,14 @@ def _prepare(case: Case) -> tuple[Any, float]:
     return before, seconds
 
 
-def _measure_program(case: Case) -> Run:
-    before, warmed = _prepare(case)
+def measure_program(case: Case) -> Run:
+    """Prepare the state and run a program that has its own clock."""
+    before, warmed = prepare(case)
     done = subprocess.run(case.contestant.command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False)
     if done.returncode:
         raise RuntimeError(f"{case.contestant.command[0]} left with {done.returncode}: {done.stderr.strip()[-300:]}")
     told: Run = json.loads(done.stdout.splitlines()[-1])
-    return told | _cache_change(case, before) | {"memory_warmed_seconds": warmed}
+    return told | cache_change(case, before) | {"memory_warmed_seconds": warmed}
 
 
 def _measure_worker(case: Case, check_all: bool) -> Run:
@@ -194,13 +204,14 @@ def _measure_worker(case: Case, check_all: bool) -> Run:
         "digests": checkpoint.digests if contestant.delivers else None,
         "check_every": 1 if check_all else CHECK_EVERY,
     }
-    with _Worker(contestant, request) as worker:
+    command = (*contestant.prefix, contestant.python, str(WORKER), json.dumps(request))
+    with WorkerProcess(command, contestant.environment) as worker:
         worker.hear("ready")
-        before, warmed = _prepare(case)
+        before, warmed = prepare(case)
         base = worker.anonymous_bytes()
         worker.say("go")
         told = worker.hear("loaded", sample=True)
-        change = _cache_change(case, before)
+        change = cache_change(case, before)
         worker.say("check")
         checked = worker.hear("checked")
     seconds = told["touched_seconds"] if contestant.mapped else told["seconds"]
@@ -223,7 +234,8 @@ def _description_bytes(told: Run) -> int:
     return int(told.get("description_bytes") or memory.get("description_bytes") or 0)
 
 
-def _cache_change(case: Case, before: Any) -> Run:
+def cache_change(case: Case, before: Any) -> Run:
+    """What has become of the files' residency since ``before``."""
     after = states.residency(case.checkpoint.files)
     resident = int(before.sum())
     return {
@@ -235,7 +247,8 @@ def _cache_change(case: Case, before: Any) -> Run:
 
 
 @contextmanager
-def _busy_process(wanted: bool) -> Iterator[None]:
+def busy_process(wanted: bool) -> Iterator[None]:
+    """Keep one processor busy meanwhile, if wanted."""
     if not wanted:
         yield
         return
@@ -247,20 +260,28 @@ def _busy_process(wanted: bool) -> Iterator[None]:
         spinner.wait()
 
 
-class _Worker:
-    """The parent's end of the talk with one worker process."""
+class WorkerProcess:
+    """The parent's end of the talk with one worker process.
 
-    def __init__(self, contestant: Contestant, request: Mapping[str, Any]) -> None:
+    Args:
+        command: the worker's command line.
+        environment: environment variables it gets on top of the parent's.
+
+    Attributes:
+        peak_bytes: most anonymous memory seen in samples.
+    """
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
         self.peak_bytes = 0
         # A file, because nobody empties a pipe while the worker runs.
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in __exit__
         self._process = subprocess.Popen(
-            [*contestant.prefix, contestant.python, str(WORKER), json.dumps(request)],
+            list(command),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
-            env={**os.environ, **contestant.environment},
+            env={**os.environ, **environment},
         )
 
     def __enter__(self) -> Self:
@@ -270,6 +291,15 @@ class _Worker:
         self._process.kill()
         self._process.communicate()
         self._errors.close()
+
+    @property
+    def pid(self) -> int:
+        """The worker's process."""
+        return self._process.pid
+
+    def sample(self) -> None:
+        """Look at the worker's memory once."""
+        self.peak_bytes = max(self.peak_bytes, self.anonymous_bytes())
 
     def say(self, word: str) -> None:
         """One word to the worker."""
@@ -284,7 +314,7 @@ class _Worker:
         wait = SAMPLE_SECONDS if sample else 1.0
         while not select.select([self._process.stdout], [], [], wait)[0]:
             if sample:
-                self.peak_bytes = max(self.peak_bytes, self.anonymous_bytes())
+                self.sample()
             if time.monotonic() > deadline:
                 raise RuntimeError(f"no {event!r} within {TIMEOUT_SECONDS:.0f} s")
         line = self._process.stdout.readline()
@@ -293,7 +323,8 @@ class _Worker:
         values: Run = json.loads(line)
         if values.pop("event") != event:
             raise RuntimeError(f"expected {event!r}, got {line.strip()}")
-        self.peak_bytes = max(self.peak_bytes, self.anonymous_bytes() if sample else 0)
+        if sample:
+            self.sample()
         return values
 
     def anonymous_bytes(self) -> int:

@@ -10,7 +10,9 @@ import ctypes
 import enum
 import mmap
 import os
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 MIB = 1 << 20
 STRIPE_BYTES = 16 * MIB
+READERS = 4
 COLD_RESIDENT_MAX = 0.005
 WARM_RESIDENT_MIN = 0.995
 HALF_TOLERANCE = 0.03
@@ -123,16 +126,23 @@ def _read_until_warm(files: Sequence[str]) -> None:
 
 
 def _read_in(file: str, *, every_second: bool) -> None:
-    buffer = bytearray(STRIPE_BYTES)
     descriptor = os.open(file, os.O_RDONLY)
+    own = threading.local()
+    size = os.fstat(descriptor).st_size
+
+    def read(offset: int) -> None:
+        if not hasattr(own, "buffer"):
+            own.buffer = bytearray(STRIPE_BYTES)
+        done, length = 0, min(STRIPE_BYTES, size - offset)
+        while done < length:
+            done += os.preadv(descriptor, [memoryview(own.buffer)[done:length]], offset + done) or _truncated(file)
+
     try:
         # Read-ahead would bring in what is to stay absent.
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
-        size = os.fstat(descriptor).st_size
-        for offset in range(0, size, STRIPE_BYTES * (2 if every_second else 1)):
-            done = 0
-            while done < min(STRIPE_BYTES, size - offset):
-                done += os.preadv(descriptor, [memoryview(buffer)[done:]], offset + done) or _truncated(file)
+        offsets = range(0, size, STRIPE_BYTES * (2 if every_second else 1))
+        with ThreadPoolExecutor(READERS) as pool:
+            list(pool.map(read, offsets))
     finally:
         os.close(descriptor)
 
