@@ -19,6 +19,7 @@ from typing import Any
 
 WARMED_FRACTION = 0.8
 MADV_POPULATE_WRITE = 23
+GROWTH_BYTES = 1 << 30
 PACKAGES = ("weightlift", "numpy", "torch", "safetensors", "msgspec", "xxhash", "ml_dtypes")
 
 
@@ -44,7 +45,7 @@ def record(folder: Path) -> dict[str, Any]:
         "dirty_ratio": _text("/proc/sys/vm/dirty_ratio"),
         "storage": storage(folder),
         "python": sys.version.split()[0],
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: version(name) for name in PACKAGES},
         "compiler": _command("cc", "--version").partition("\n")[0] or None,
     }
 
@@ -71,6 +72,21 @@ def warm_memory(size: int) -> float:
         memory.madvise(mmap.MADV_HUGEPAGE)
         memory.madvise(MADV_POPULATE_WRITE)
     return time.perf_counter() - start
+
+
+def grow_memory(size: int) -> int:
+    """Have a virtual machine that is given memory as it uses it come to have ``size`` bytes free, or what it can get.
+
+    Such a machine starts with a small part and says so in ``MemTotal``; a program that asked what is free would be
+    told too little. Returns the bytes that are free in the end.
+    """
+    free = _memory("MemAvailable") or 0
+    while free < size:
+        warm_memory(size)
+        before, free = free, _memory("MemAvailable") or 0
+        if free < before + GROWTH_BYTES:
+            break
+    return free
 
 
 def python_packages(python: str) -> dict[str, str]:
@@ -115,7 +131,8 @@ def _memory(name: str) -> int | None:
     return int(value.split()[0]) * 1024 if value else None
 
 
-def _version(name: str) -> str | None:
+def version(name: str) -> str | None:
+    """The version of an installed package, or ``None``."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

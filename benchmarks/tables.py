@@ -77,3 +77,15 @@ def sweep(rows: Sequence[Mapping[str, Any]], count: int = 3) -> None:
         )
         table.add_row(*map(str, kind), "   ".join(best))
     CONSOLE.print(table)
+
+
+def fractions(worst: Mapping[str, Mapping[str, Any]]) -> None:
+    """One line per loader: its fraction of the ceiling in every state, and the worst of them."""
+    states = list(dict.fromkeys(state for row in worst.values() for state in row["states"]))
+    table = Table(title="fraction of the ceiling", title_justify="left")
+    for column in ("loader", *states, "worst"):
+        table.add_column(column, justify="left" if column == "loader" else "right")
+    for loader, row in worst.items():
+        cells = (f"{row['states'][state]:.2f}" if state in row["states"] else "" for state in states)
+        table.add_row(loader, *cells, f"{row['worst']:.2f}")
+    CONSOLE.print(table)

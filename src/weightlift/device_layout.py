@@ -82,6 +82,7 @@ class _Builder:
         self.block_of, self.offset_of = array("q", [-1]) * count, array("Q", [0]) * count
         self.numbers, self.entry_blocks = array("Q"), array("Q")
         self._slab = -1
+        self._span_first = 0
 
     def own(self, nbytes: int, row: int) -> int:
         """A block for one tensor."""
@@ -105,6 +106,21 @@ class _Builder:
         self.entry_blocks.append(block)
         self.numbers.extend((offset, length, place))
 
+    def extend(self, offset: int, length: int, block: int, place: int) -> None:
+        """The same, as part of the entry before if it goes on there in the file and in the block."""
+        last = len(self.entry_blocks) - 1
+        if last >= self._span_first and self.entry_blocks[last] == block:
+            before, nbytes, at = self.numbers[COPY_FIELDS * last : COPY_FIELDS * (last + 1)]
+            if before + nbytes == offset and at + nbytes == place:
+                self.numbers[COPY_FIELDS * last + 1] = nbytes + length
+                return
+        self.entry(offset, length, block, place)
+
+    def begin_span(self) -> int:
+        """Begin another span, whose entries are its own; returns the index of its first."""
+        self._span_first = len(self.entry_blocks)
+        return self._span_first
+
     def tensor(self, index: int, block: int, place: int) -> None:
         """Where one selected tensor lies."""
         self.block_of[index], self.offset_of[index] = block, place
@@ -122,7 +138,7 @@ def lay_out_on_device(description: Description, rows: Sequence[int]) -> DeviceLa
     firsts: list[int] = []
     position = 0
     for span in layout.spans:
-        firsts.append(len(builder.entry_blocks))
+        firsts.append(builder.begin_span())
         while position < len(layout.groups) and layout.groups[position].first < span.end:
             _place(builder, span, layout.groups[position])
             position += 1
@@ -153,7 +169,7 @@ def _place(builder: _Builder, span: Span, group: Group) -> None:
     if span.packed:
         for index in members:
             row = layout.rows[index]
-            builder.entry(description.offsets[row], description.lengths[row], block, builder.offset_of[index])
+            builder.extend(description.offsets[row], description.lengths[row], block, builder.offset_of[index])
     else:
         builder.entry(description.offsets[layout.rows[first]], group.length, block, place)
 

@@ -87,3 +87,13 @@ def test_neighbours_in_the_file_are_one_copy(tmp_path: Path) -> None:
     layout = lay_out_on_device(description, range(len(description)))
     assert len(layout.entry_blocks) == 1
     assert len(layout.blocks) == 1
+
+
+def test_selected_neighbours_are_one_copy(tmp_path: Path) -> None:
+    specs = [TensorSpec(f"t{number:05}", "F16", (64,)) for number in range(5000)]
+    description = describe(write_checkpoint(tmp_path, specs, sparse=True))
+    # Gaps make the span a packed one; what touches on either side of them is still copied together.
+    rows = [row for row in range(len(description)) if not 1000 <= row < 1010 and not 3000 <= row < 3010]
+    layout = lay_out_on_device(description, rows)
+    require_sound(description, layout)
+    assert len(layout.entry_blocks) == 3

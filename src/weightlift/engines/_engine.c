@@ -375,15 +375,18 @@ static const wl_copy *first_copy(const chunk *c) {
     return copies + low;
 }
 
+/* Entries that follow each other in the file and in memory make one run. Not so on devices: they may lie in allocations
+ * that happen to be neighbours, and a copy that spans two is refused. */
 static int next_run(const chunk *c, const wl_copy **cursor, run *found) {
     const wl_copy *copy = *cursor, *end = c->extent.copies + c->extent.copy_count;
     uint64_t chunk_end = c->offset + c->length;
     if (copy == end || copy->offset >= chunk_end) return 0;
     uint64_t skipped = copy->offset > c->offset ? 0 : c->offset - copy->offset, to = copy->offset + copy->length;
     *found = (run){.from = copy->offset + skipped, .address = copy->address + skipped};
-    for (copy++; copy < end && to < chunk_end && copy->offset == to && copy->address == found->address + (to - found->from);
-         copy++)
-        to += copy->length;
+    copy++;
+    while (c->extent.sink != SINK_DEVICE && copy < end && to < chunk_end && copy->offset == to
+           && copy->address == found->address + (to - found->from))
+        to += copy++->length;
     found->length = (to < chunk_end ? to : chunk_end) - found->from;
     *cursor = copy;
     return 1;

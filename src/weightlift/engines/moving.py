@@ -60,10 +60,12 @@ class Chunk:
 def runs_of(chunk: Chunk) -> Iterator[tuple[int, int, int]]:
     """Where the parts of a chunk go: offset in the file, destination address and bytes of each.
 
-    Entries of the copy table that follow each other in the file and at their destination make one part.
+    Entries of the copy table that follow each other in the file and at their destination make one part. Not so on
+    devices: they may lie in allocations that happen to be neighbours, and a copy that spans two is refused.
     """
     copies = chunk.extent.copies
     assert copies is not None
+    joins = chunk.extent.sink is not Sink.DEVICE
     numbers, entries = copies.numbers, range(copies.first, copies.first + copies.count)
     chunk_end = chunk.offset + chunk.length
 
@@ -75,7 +77,7 @@ def runs_of(chunk: Chunk) -> Iterator[tuple[int, int, int]]:
         offset, length, address = numbers[entry * COPY_FIELDS : entry * COPY_FIELDS + COPY_FIELDS]
         if offset >= chunk_end:
             break
-        if offset != end or address != destination + end - begin or end == begin:
+        if not joins or offset != end or address != destination + end - begin or end == begin:
             if end > begin:
                 yield begin, destination, end - begin
             begin = max(offset, chunk.offset)

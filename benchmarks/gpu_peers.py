@@ -1,0 +1,120 @@
+"""Who is compared on GPUs, and how each is set up: as shipped, and as it is fastest in some state.
+
+Peers are used as they are installed: in the interpreter that runs the benchmark, or in a folder that comes first on the
+import path (``--rc-folder`` for the release candidate of safetensors). What is not installed is left out and named.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+from harness import Contestant
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Loader:
+    """One loader with one set of settings.
+
+    Attributes:
+        name: how tables call it.
+        family: the loader's own name; settings of one family are one peer.
+        package: what must be importable.
+        adapter: the worker's name for it.
+        options: keywords.
+        environment: environment variables.
+        slow: leave it out where a state makes it take many seconds.
+    """
+
+    name: str
+    family: str
+    package: str
+    adapter: str
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    slow: bool = False
+
+    def contestant(self, import_from: Sequence[str] = ()) -> Contestant:
+        """What the harness runs."""
+        return Contestant(
+            adapter=self.adapter,
+            options=self.options,
+            environment=self.environment,
+            import_from=tuple(import_from),
+        )
+
+
+_BUFFERED = {"FASTSAFETENSORS_ODIRECT": "0"}
+_RC = "safetensors 0.9.0rc1"
+
+LOADERS = (
+    Loader(name="safetensors 0.8.0", family="safetensors 0.8.0", package="safetensors", adapter="safetensors"),
+    *(
+        Loader(
+            name=f"{_RC}, {threads} threads",
+            family=_RC,
+            package="safetensors",
+            adapter="safetensors_prefetch",
+            options={"threads": threads},
+        )
+        for threads in (8, 16, 32)
+    ),
+    Loader(name="fastsafetensors", family="fastsafetensors", package="fastsafetensors", adapter="fastsafetensors"),
+    Loader(
+        name="fastsafetensors, buffered",
+        family="fastsafetensors",
+        package="fastsafetensors",
+        adapter="fastsafetensors",
+        environment=_BUFFERED,
+    ),
+    Loader(name="InstantTensor", family="InstantTensor", package="instanttensor", adapter="instanttensor", slow=True),
+    Loader(
+        name="InstantTensor, MMAP",
+        family="InstantTensor",
+        package="instanttensor",
+        adapter="instanttensor",
+        environment={"INSTANTTENSOR_BACKEND": "MMAP"},
+    ),
+    Loader(
+        name="InstantTensor, URING_BUFFERED",
+        family="InstantTensor",
+        package="instanttensor",
+        adapter="instanttensor",
+        environment={"INSTANTTENSOR_BACKEND": "URING_BUFFERED"},
+    ),
+    Loader(name="Run:ai", family="Run:ai", package="runai_model_streamer", adapter="runai", slow=True),
+)
+"""Every peer as shipped, then at settings that were seen to be fast in some state."""
+
+
+class Peers:
+    """The loaders that this machine has.
+
+    Args:
+        rc_folder: where the release candidate of safetensors was installed by itself, if it was.
+    """
+
+    def __init__(self, rc_folder: Path | None) -> None:
+        self._rc_folder = rc_folder
+
+    def present(self) -> list[tuple[Loader, Contestant]]:
+        """Every loader that can run here, with what the harness runs."""
+        return [
+            (loader, loader.contestant([str(self._rc_folder)] if loader.family == _RC else ()))
+            for loader in LOADERS
+            if self._has(loader)
+        ]
+
+    def missing(self) -> list[str]:
+        """Names of those that cannot."""
+        return sorted({loader.family for loader in LOADERS if not self._has(loader)})
+
+    def _has(self, loader: Loader) -> bool:
+        if loader.family == _RC:
+            return self._rc_folder is not None and self._rc_folder.is_dir()
+        return importlib.util.find_spec(loader.package) is not None
