@@ -111,7 +111,7 @@ def transfer_rows(
     transfer.run(target)
     with transfer.aborting():
         digests = _digests(description, rows, options, target)
-        tensors = list(target.finish())
+        tensors = transfer.tensors(target)
     finished = transfer.finish()
     if isinstance(target, DigestTarget):
         digests = {description.names[row]: target.digests[description.names[row]] for row in rows}

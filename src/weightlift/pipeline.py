@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from weightlift.buffers import SlotPool
 from weightlift.device_staging import StagingLoan, borrow_staging
@@ -45,6 +45,7 @@ _SAMPLE_SECONDS: Final = 0.05
 _PROGRESS_SECONDS: Final = 0.1
 _STUCK_SECONDS: Final = 2.0
 _WATCH_SECONDS: Final = 30.0
+_MAKING_SECONDS: Final = 0.002
 _FIRST_BATCH_BYTES: Final = 64 * MIB
 
 _STAGES: Final = {
@@ -93,6 +94,8 @@ class Transfer:
         self._slots: SlotPool | StagingLoan | None = None
         self.pinned_bytes = self.refused_bytes = 0
         self._targets: list[Target] = []
+        self._made: list[tuple[str, Any]] = []
+        self._making: Iterator[tuple[str, Any]] = iter(())
         self._extents: list[Extent] = []
         self._total_bytes = self._outstanding = 0
         self._samples_due = self._progress_due = 0.0
@@ -133,8 +136,15 @@ class Transfer:
         with self.aborting():
             self._start(target)
             begin = self._lap("plan", begin)
+            if target.makes_ahead:
+                self._making = target.finish()
             self._pump(target)
             self._lap("read", begin)
+
+    def tensors(self, target: Target) -> list[tuple[str, Any]]:
+        """The tensors of a target whose bytes have all landed, by name and in file order."""
+        made, self._made = self._made, []
+        return made + list(self._making if target.makes_ahead else target.finish())
 
     @contextlib.contextmanager
     def aborting(self) -> Iterator[None]:
@@ -191,6 +201,9 @@ class Transfer:
     def _plan_pool(self, extents: Sequence[Extent], *, open_ended: bool) -> Pool:
         options = self._options
         if self._accesses:
+            stored = sum(extent.length for extent in extents if not extent.resident)
+            if open_ended:
+                stored = max(0, self._total_bytes - (self.shards.cached_before() or 0))
             return plan_device_pool(
                 extents,
                 budget_bytes=options.host_memory,
@@ -198,6 +211,7 @@ class Transfer:
                 workers=options.workers,
                 chunk_bytes=options.chunk_bytes,
                 total_bytes=self._total_bytes,
+                stored_bytes=stored,
                 pinned=options.staging is not Staging.PAGEABLE,
             )
         return plan_pool(
@@ -300,12 +314,21 @@ class Transfer:
         engine = self._engine
         assert engine is not None
         while self._outstanding:
-            for event in self.events():
+            for event in self.events(wait=not self._make_some()):
                 if isinstance(event, ExtentDone):
                     self._outstanding -= 1
                 elif isinstance(event, ChunkReady):
                     target.receive(event, self.tag(event.extent), engine.return_slot)
             self.tick(in_host_memory=target.host_bytes > 0)
+
+    def _make_some(self) -> bool:
+        """Make tensors for a moment while bytes move; false once there are no more to be made."""
+        until = time.monotonic() + _MAKING_SECONDS
+        for item in self._making:
+            self._made.append(item)
+            if time.monotonic() > until:
+                return True
+        return False
 
     def _fail(self, failure: Failure) -> None:
         extent = self._extents[failure.extent]
@@ -376,6 +399,7 @@ class Transfer:
             stuck = engine.join(_STUCK_SECONDS)
         if not (stuck and self._accesses):
             # Targets use slots until they are closed, and copies that hang on a device may still write to its tensors.
+            self._made, self._making = [], iter(())
             for target in self._targets:
                 target.close()
         if engine is not None:

@@ -28,12 +28,10 @@ _SLOTS_MIN: Final = 4
 _CHUNK_BYTES_MAX: Final = 16 * MIB
 
 _DEVICE_ROOMY_BYTES: Final = 120 * MIB
-_DEVICE_WORKERS: Final = 10
-_DEVICE_WORKERS_TIGHT: Final = 7
 _DEVICE_WORKERS_PAGEABLE: Final = 4
-_DEVICE_SLOTS: Final = 20
-_DEVICE_SLOTS_TIGHT: Final = 15
-_DEVICE_CHUNKS: Final = (6 * MIB, 4 * MIB, 3 * MIB, 2 * MIB, 1 * MIB, 512 * KIB, 256 * KIB, 128 * KIB)
+_DEVICE_WORKERS_DIRECT: Final = 2
+_STORAGE_SHARE: Final = 4
+_DEVICE_CHUNKS: Final = (6 * MIB, 4 * MIB, 3 * MIB, 2 * MIB, 1536 * KIB, 1 * MIB, 512 * KIB, 256 * KIB, 128 * KIB)
 _DEVICE_CHUNK_BYTES_MIN: Final = 256 * KIB
 
 
@@ -58,6 +56,18 @@ class Pool:
     chunk_bytes: int
     chunk_bytes_max: int
     terms: tuple[BudgetTerm, ...]
+
+
+class _Shape(NamedTuple):
+    """Most workers of a load onto devices, and slots that the budget is divided into."""
+
+    workers: int
+    slots: int
+
+
+_FROM_CACHE: Final = _Shape(14, 31)
+_FROM_STORAGE: Final = _Shape(10, 20)
+_TIGHT: Final = _Shape(12, 20)
 
 
 class _Concurrency(NamedTuple):
@@ -126,12 +136,14 @@ def plan_device_pool(
     workers: int | None,
     chunk_bytes: int | None,
     total_bytes: int,
+    stored_bytes: int,
     pinned: bool,
 ) -> Pool:
     """Size the staging pool of a load onto devices, and choose where concurrency starts.
 
-    A worker fills one slot while the copy out of another is under way, so there are about two slots a worker. Copies
-    under some MiB do not fill the link, and more workers than feed it only take turns for the slots.
+    A worker fills one slot while the copy out of another is under way, so there are about two slots a worker. Copying
+    out of the page cache takes nearly all processors to feed a fast link, and chunks of a few MiB; storage is slower
+    than the link, and many drives are fastest with few large reads at a time.
 
     Args:
         extents: what will be read, as far as it is known.
@@ -140,16 +152,18 @@ def plan_device_pool(
         workers: the caller's fixed number of workers, if any.
         chunk_bytes: the caller's fixed chunk size, if any.
         total_bytes: bytes of all tensors, since little is staged for a small model.
+        stored_bytes: how much of that has to come from storage.
         pinned: copies come from pinned memory; from pageable memory the runtime makes them itself, a few at a time.
 
     Raises:
         BudgetError: fixed workers and chunks do not fit the budget.
     """
-    roomy = budget_bytes >= _DEVICE_ROOMY_BYTES
-    most = _DEVICE_WORKERS_PAGEABLE if not pinned else _DEVICE_WORKERS if roomy else _DEVICE_WORKERS_TIGHT
-    fitting = workers or min(most, max(processors, 2))
-    wanted_slots = _DEVICE_SLOTS if roomy else _DEVICE_SLOTS_TIGHT
-    share = (budget_bytes - _stacks(fitting).nbytes) // max(wanted_slots, fitting) - ALIGNMENT_SLACK_BYTES
+    from_storage = _STORAGE_SHARE * stored_bytes > total_bytes
+    shape = _TIGHT if budget_bytes < _DEVICE_ROOMY_BYTES else _FROM_STORAGE if from_storage else _FROM_CACHE
+    fitting = workers or min(
+        shape.workers if pinned else _DEVICE_WORKERS_PAGEABLE, max(processors - processors // 8, 2)
+    )
+    share = (budget_bytes - _stacks(fitting).nbytes) // max(shape.slots, fitting) - ALIGNMENT_SLACK_BYTES
     chunk = chunk_bytes or next((size for size in _DEVICE_CHUNKS if size <= share), _SLOT_CHUNK_BYTES_MIN)
     if chunk_bytes is None:
         chunk = min(chunk, max(_DEVICE_CHUNK_BYTES_MIN, align_down(total_bytes // (2 * fitting), PAGE_BYTES)))
@@ -158,19 +172,25 @@ def plan_device_pool(
         budget_bytes, chunk + ALIGNMENT_SLACK_BYTES, chunks, fitting, fixed_workers=workers
     )
     slots = min(
-        max(slots, wanted_slots), chunks, (budget_bytes - _stacks(room).nbytes) // (chunk + ALIGNMENT_SLACK_BYTES)
+        max(slots, shape.slots), chunks, (budget_bytes - _stacks(room).nbytes) // (chunk + ALIGNMENT_SLACK_BYTES)
     )
-    start = _start(extents, processors, staged=True)
-    stored = sum(extent.length for extent in extents if not extent.resident)
+    start = _device_start(extents, processors) if from_storage else room
     return Pool(
         slot_count=slots,
         slot_bytes=chunk + ALIGNMENT_SLACK_BYTES,
         worker_room=room,
-        workers=min(workers or (start.workers if 2 * stored > total_bytes else room), room),
+        workers=min(workers or start, room),
         chunk_bytes=chunk,
         chunk_bytes_max=chunk,
         terms=(_slots_term(slots, chunk), _stacks(room)),
     )
+
+
+def _device_start(extents: Sequence[Extent], processors: int) -> int:
+    """Workers to start with where storage sets the pace; ranges from the page cache need some more beside them."""
+    if extents and all(extent.path is ReadPath.DIRECT for extent in extents):
+        return _DEVICE_WORKERS_DIRECT
+    return max(_DEVICE_WORKERS_DIRECT, min(processors, 4))
 
 
 def _slots_term(slots: int, chunk: int) -> BudgetTerm:

@@ -7,6 +7,7 @@ host memory holds what the consumer has, one finished unit, and the window.
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -100,21 +101,27 @@ class TensorStream:
             return item
         if self._closed:
             raise StopIteration
-        with self._transfer.aborting():
-            try:
-                unit = self._wait_for_unit()
-            except BaseException:
-                self._closed = True
-                raise
+        with self._ending():
+            unit = self._wait_for_unit()
         if unit is None:
             self._finish()
             raise StopIteration
-        # All of a unit at once: its target is closed next.
-        self._ready = iter(list(unit.target.finish()))
-        self._transfer.drop(unit.target)
-        with self._transfer.aborting():
+        with self._ending():
+            # All of a unit at once: its target is closed next.
+            self._ready = iter(list(unit.target.finish()))
+            self._transfer.drop(unit.target)
             self._submit()
         return next(self._ready)
+
+    @contextlib.contextmanager
+    def _ending(self) -> Iterator[None]:
+        """Whatever is raised inside ends the stream; what was ready is not handed out any more."""
+        with self._transfer.aborting():
+            try:
+                yield
+            except BaseException:
+                self._closed, self._ready = True, iter(())
+                raise
 
     def _wait_for_unit(self) -> _Unit | None:
         while True:

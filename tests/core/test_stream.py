@@ -120,3 +120,25 @@ def test_what_cannot_stream_says_what_to_use(path: Path, options: dict[str, str]
     with pytest.raises(OptionError, match=words) as caught:
         wl.stream(path, **options)  # type: ignore[arg-type]
     assert "weightlift.load" in caught.value.hint
+
+
+def test_a_failure_seen_with_finished_tensors_in_hand_ends_the_stream(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = wl.stream(path, framework="numpy")
+    next(stream)
+    transfer, submit = stream._transfer, stream._submit
+    drop = transfer.drop
+
+    def drop_and_fail(target: Any) -> None:
+        drop(target)
+        monkeypatch.setattr(stream, "_submit", fail)
+
+    def fail() -> None:
+        monkeypatch.setattr(stream, "_submit", submit)
+        raise TruncatedFileError("cut", path=str(path), tensor="", offset=0, length=1)
+
+    monkeypatch.setattr(transfer, "drop", drop_and_fail)
+    with pytest.raises(TruncatedFileError):
+        list(stream)
+    assert list(stream) == []

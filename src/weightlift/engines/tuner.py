@@ -3,8 +3,8 @@
 A hill climb over two numbers. From a sensible start it tries one change at a time for one window of bytes, keeps it if
 throughput grew clearly, takes it back otherwise, and rests for a while once no change helps. Windows are long enough
 that one late chunk cannot decide, and the rest grows, so that a settled load is hardly disturbed. A trial that turns
-out badly costs up to three windows, so none is begun that could not be earned back in the rest of the load: short
-loads keep the start they were given.
+out badly costs up to three windows, one of more workers hardly one, since what was there goes on beside them; none is
+begun that could not be earned back in the rest of the load: short loads keep the start they were given.
 """
 
 from __future__ import annotations
@@ -100,18 +100,19 @@ class Tuner:
             return None
         else:
             self._best_rate = rate
-        return self._try_next() if self._pays(rate, landed_bytes) else None
+        left = None if self._total_bytes is None else (self._total_bytes - landed_bytes) / rate
+        return self._try_next(left)
 
-    def _pays(self, rate: float, landed_bytes: int) -> bool:
+    def _pays(self, candidate: Setting, seconds_left: float | None) -> bool:
         """Whether enough of the load is left for a trial to be worth its risk."""
-        if self._total_bytes is None:
-            return True
-        return _TRIAL_SHARE_MAX * (self._total_bytes - landed_bytes) / rate > _TRIAL_SECONDS
+        more = candidate.workers > self.setting.workers
+        cost = _WINDOW_SECONDS if more else _TRIAL_SECONDS
+        return seconds_left is None or _TRIAL_SHARE_MAX * seconds_left > cost
 
-    def _try_next(self) -> Setting | None:
+    def _try_next(self, seconds_left: float | None) -> Setting | None:
         while self._untried:
             candidate = self._untried.pop(0)
-            if candidate != self.setting:
+            if candidate != self.setting and self._pays(candidate, seconds_left):
                 self._before = self.setting
                 return self._change(candidate)
         self._rest = self._next_rest

@@ -22,11 +22,14 @@ class Target(Protocol):
         device: the device's name for the report.
         host_bytes: host memory that the tensors themselves take.
         in_order: chunks must be claimed in file order.
+        makes_ahead: :meth:`finish` may be asked for tensors once everything is bound, while bytes are still on their
+            way; they are handed out when all have landed.
     """
 
     device: str
     host_bytes: int
     in_order: bool
+    makes_ahead: bool
 
     def prepare(self) -> Sequence[Wanted]:
         """Say what to read, and into which memory as far as it is allocated yet."""
@@ -56,7 +59,9 @@ class Target(Protocol):
 
 
 class Bound:
-    """For targets whose memory is allocated by ``prepare`` already."""
+    """For targets whose memory is allocated by ``prepare`` already, and whose tensors are made of landed bytes."""
+
+    makes_ahead = False
 
     def bind(self, extents: Sequence[Extent]) -> Sequence[Extent]:
         """See :class:`Target`."""

@@ -25,6 +25,7 @@ class CompositeTarget:
         self._wants: list[tuple[int, int]] = []
         self.device = ", ".join(dict.fromkeys(target.device for target in self._targets))
         self.host_bytes = sum(target.host_bytes for target in self._targets)
+        self.makes_ahead = all(target.makes_ahead for target in self._targets)
         self.in_order = any(target.in_order for target in self._targets)
 
     def prepare(self) -> Sequence[Wanted]:

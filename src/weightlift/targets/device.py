@@ -80,6 +80,7 @@ class DeviceTarget:
 
     host_bytes = 0
     in_order = False
+    makes_ahead = True
 
     def __init__(
         self, description: Description, rows: Sequence[int], maker: TensorMaker, access: DeviceAccess, index: int = 0

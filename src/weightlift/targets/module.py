@@ -45,6 +45,7 @@ class ModuleTarget:
 
     host_bytes = 0
     in_order = True
+    makes_ahead = False
 
     def __init__(
         self,
