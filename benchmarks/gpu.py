@@ -45,7 +45,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", default=",".join(NAMES), help=f"sections, with commas: {', '.join(NAMES)}")
     parser.add_argument("--rounds", type=int, default=5, help="runs of every case (default 5)")
     parser.add_argument("--size", type=float, default=8.0, help="GiB of the main checkpoint; cold ones are half of it")
-    parser.add_argument("--seconds", type=float, default=3600.0, help="begin no round that would end later than this")
+    parser.add_argument("--seconds", type=float, default=3600.0, help="divide this time among the sections")
     parser.add_argument("--devices", default="cuda:0", help="where to, with commas; cpu tries the script itself")
     parser.add_argument("--rc-folder", type=Path, help="where safetensors 0.9.0rc1 was installed by itself")
     parser.add_argument("--disk", type=Path, help="a folder on the disk for the section `disk`")
@@ -167,8 +167,11 @@ def main() -> None:
             tuple(chosen.devices.split(",")),
         )
         where = taken(chosen, folder, made, peers)
-        for name in sorted(chosen.only, key=NAMES.index):
-            results[name] = {"taken": where} | run_section(name, context, chosen.rounds, deadline)
+        ordered = sorted(chosen.only, key=NAMES.index)
+        for position, name in enumerate(ordered):
+            now = time.monotonic()
+            until = now + (deadline - now) / (len(ordered) - position)
+            results[name] = {"taken": where} | run_section(name, context, chosen.rounds, until)
             results["worst"] = worst({key: results[key] for key in NAMES if key in results})
             chosen.output.parent.mkdir(parents=True, exist_ok=True)
             chosen.output.write_text(json.dumps(results, indent=1) + "\n")

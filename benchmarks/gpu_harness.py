@@ -1,4 +1,4 @@
-"""Running loaders onto GPUs: the workers of a round start together, then load one after the other, each alone.
+"""Running loaders onto GPUs: workers start together, then load one after the other, each alone.
 
 Starting costs a loader's process more than loading, most of it torch and the device's context. Started side by side and
 waiting, workers neither compute nor read, so what is measured is one load at a time in a process that has done none.
@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 WORKER = Path(__file__).resolve().parent / "gpu_worker.py"
 SPARE_BYTES = 5 << 30
 """Memory that is backed before a run beside the page cache it fills: some loaders pin 4 GiB."""
-CHECK_EVERY = 16
-TOGETHER = 12
+CHECK_EVERY = 32
+TOGETHER = 36
+"""Workers that wait at once; each takes some hundred MB on the host and on the device."""
 
 FIGURES = (
     "seconds",
@@ -102,18 +103,25 @@ class GpuWorker(WorkerProcess):
         return self._watch.finish() if self._watch is not None else {}
 
 
+Turn = tuple[int, "GpuCase"]
+
+
 @contextlib.contextmanager
-def started(cases: Sequence[GpuCase]) -> Iterator[Mapping[str, GpuWorker | str]]:
-    """Workers for some cases, ready or with what went wrong, started side by side."""
+def started(turns: Sequence[Turn]) -> Iterator[Mapping[tuple[int, str], GpuWorker | str]]:
+    """A worker for every case in every round, ready or with what went wrong, started side by side."""
     with contextlib.ExitStack() as stack:
-        workers = {case.name: stack.enter_context(GpuWorker(case)) for case in cases if not case.contestant.command}
-        ready: dict[str, GpuWorker | str] = {}
-        for name, worker in workers.items():
+        workers = {
+            (number, case.name): stack.enter_context(GpuWorker(case))
+            for number, case in turns
+            if not case.contestant.command
+        }
+        ready: dict[tuple[int, str], GpuWorker | str] = {}
+        for turn, worker in workers.items():
             try:
                 worker.hear("ready")
-                ready[name] = worker
+                ready[turn] = worker
             except (RuntimeError, OSError, ValueError) as error:
-                ready[name] = f"{type(error).__name__}: {error}"
+                ready[turn] = f"{type(error).__name__}: {error}"
         yield ready
 
 
@@ -168,32 +176,42 @@ def rounds(
     deadline: float,
     note: Callable[[int, GpuCase, Run], None] = lambda *_: None,
 ) -> dict[str, list[Run]]:
-    """Run every case once per round, each round beginning with another; stop before a round that cannot end in time.
+    """Run every case once per round, each round beginning with another; only whole rounds that end in time count.
 
     Args:
         cases: what to run.
         count: how many rounds.
-        deadline: monotonic time by which the last one must be over.
+        deadline: monotonic time after which no run begins; the first round is finished all the same.
         note: called after every run.
     """
     runs: dict[str, list[Run]] = {case.name: [] for case in cases}
     assert len(runs) == len(cases), "two cases of one name"
-    longest = 0.0
-    for number in range(count):
-        begin = time.monotonic()
-        if begin + longest > deadline:
+    turns = list(_turns(cases, count))
+    for first in range(0, len(turns), TOGETHER):
+        group = turns[first : first + TOGETHER]
+        if _too_late(group[0], deadline):
             break
+        with started(group) as workers:
+            for turn in group:
+                number, case = turn
+                if _too_late(turn, deadline):
+                    break
+                run = measure(case, workers.get((number, case.name)), check_all=number == 0)
+                runs[case.name].append(run)
+                note(number, case, run)
+    whole = min(map(len, runs.values()))
+    return {name: made[:whole] for name, made in runs.items()}
+
+
+def _turns(cases: Sequence[GpuCase], count: int) -> Iterator[Turn]:
+    for number in range(count):
         shift = number * max(1, len(cases) // count) % len(cases)
-        order = (*cases[shift:], *cases[:shift])
-        for first in range(0, len(order), TOGETHER):
-            group = order[first : first + TOGETHER]
-            with started(group) as workers:
-                for case in group:
-                    run = measure(case, workers.get(case.name), check_all=number == 0)
-                    runs[case.name].append(run)
-                    note(number, case, run)
-        longest = max(longest, time.monotonic() - begin)
-    return runs
+        for case in (*cases[shift:], *cases[:shift]):
+            yield number, case
+
+
+def _too_late(turn: Turn, deadline: float) -> bool:
+    return turn[0] > 0 and time.monotonic() > deadline
 
 
 def memory_needed(case: GpuCase) -> int:

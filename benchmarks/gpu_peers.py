@@ -28,7 +28,8 @@ class Loader:
         adapter: the worker's name for it.
         options: keywords.
         environment: environment variables.
-        slow: leave it out where a state makes it take many seconds.
+        slow: it takes many seconds, so it loads only once in a process.
+        states: sections that it is run in; empty for all.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Loader:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
     slow: bool = False
+    states: tuple[str, ...] = ()
 
     def contestant(self, import_from: Sequence[str] = ()) -> Contestant:
         """What the harness runs."""
@@ -49,30 +51,47 @@ class Loader:
         )
 
 
-_BUFFERED = {"FASTSAFETENSORS_ODIRECT": "0"}
 _RC = "safetensors 0.9.0rc1"
 
 LOADERS = (
     Loader(name="safetensors 0.8.0", family="safetensors 0.8.0", package="safetensors", adapter="safetensors"),
-    *(
-        Loader(
-            name=f"{_RC}, {threads} threads",
-            family=_RC,
-            package="safetensors",
-            adapter="safetensors_prefetch",
-            options={"threads": threads},
-        )
-        for threads in (8, 16, 32)
+    Loader(
+        name=f"{_RC}, 8 threads",
+        family=_RC,
+        package="safetensors",
+        adapter="safetensors_prefetch",
+        options={"threads": 8},
+        states=("warm", "cold", "half-warm", "busy"),
     ),
-    Loader(name="fastsafetensors", family="fastsafetensors", package="fastsafetensors", adapter="fastsafetensors"),
+    Loader(
+        name=f"{_RC}, 16 threads",
+        family=_RC,
+        package="safetensors",
+        adapter="safetensors_prefetch",
+        options={"threads": 16},
+    ),
+    Loader(
+        name="fastsafetensors",
+        family="fastsafetensors",
+        package="fastsafetensors",
+        adapter="fastsafetensors",
+        states=("warm", "cold", "disk"),
+    ),
     Loader(
         name="fastsafetensors, buffered",
         family="fastsafetensors",
         package="fastsafetensors",
         adapter="fastsafetensors",
-        environment=_BUFFERED,
+        environment={"FASTSAFETENSORS_ODIRECT": "0"},
     ),
-    Loader(name="InstantTensor", family="InstantTensor", package="instanttensor", adapter="instanttensor", slow=True),
+    Loader(
+        name="InstantTensor",
+        family="InstantTensor",
+        package="instanttensor",
+        adapter="instanttensor",
+        slow=True,
+        states=("warm", "cold"),
+    ),
     Loader(
         name="InstantTensor, MMAP",
         family="InstantTensor",
@@ -81,13 +100,13 @@ LOADERS = (
         environment={"INSTANTTENSOR_BACKEND": "MMAP"},
     ),
     Loader(
-        name="InstantTensor, URING_BUFFERED",
-        family="InstantTensor",
-        package="instanttensor",
-        adapter="instanttensor",
-        environment={"INSTANTTENSOR_BACKEND": "URING_BUFFERED"},
+        name="Run:ai",
+        family="Run:ai",
+        package="runai_model_streamer",
+        adapter="runai",
+        slow=True,
+        states=("warm", "cold", "half-warm"),
     ),
-    Loader(name="Run:ai", family="Run:ai", package="runai_model_streamer", adapter="runai", slow=True),
 )
 """Every peer as shipped, then at settings that were seen to be fast in some state."""
 

@@ -102,15 +102,14 @@ class Draft:
             self.loader_of[name] = loader
         return name
 
-    def peers(
-        self, label: str, *, slow: bool = True, only: Callable[[Loader], bool] | None = None, **rest: Any
-    ) -> list[str]:
-        """Every loader of the machine, as shipped and otherwise; returns their names."""
+    def peers(self, label: str, *, only: Callable[[Loader], bool] | None = None, **rest: Any) -> list[str]:
+        """Every loader that is run in a state, as shipped and otherwise; returns their names."""
         names = []
         for loader, contestant in self.context.peers:
-            if (loader.slow and not slow) or (only is not None and not only(loader)):
+            elsewhere = loader.states and label not in loader.states
+            if elsewhere or (only is not None and not only(loader)):
                 continue
-            words = rest if not loader.slow else {**rest, "loads": 1}
+            words = {**rest, "loads": 1} if loader.slow else rest
             names.append(self.add(f"{loader.name}, {label}", contestant, **words))
             self.loader_of[names[-1]] = loader.name
         return names
@@ -172,13 +171,13 @@ def warm(context: Context) -> Section:
     return draft.done(ratios, limits, [Ceiling((link,), tuple(draft.loader_of))])
 
 
-def cold(context: Context, *, name: str = "cold", where: str = "cold", slow: bool = True) -> Section:
+def cold(context: Context, *, where: str = "cold") -> Section:
     """From storage: a loop device over memory."""
-    draft = Draft(context, context.checkpoints[name], COLD)
+    draft = Draft(context, context.checkpoints[where], COLD)
     own = draft.ours(f"weightlift, {where}", loader="weightlift")
     drop = draft.ours(f"weightlift drop, {where}", cache="drop")
     direct = draft.ours(f"weightlift direct, {where}", method="direct")
-    others = draft.peers(where, slow=slow)
+    others = draft.peers(where)
     storage = draft.raw("direct")
     ours = (own, drop, direct)
     ratios = [
@@ -193,7 +192,7 @@ def cold(context: Context, *, name: str = "cold", where: str = "cold", slow: boo
 
 def disk(context: Context) -> Section:
     """From storage: the machine's own disk."""
-    return cold(context, name="disk", where="disk", slow=False)
+    return cold(context, where="disk")
 
 
 def half(context: Context) -> Section:
@@ -220,7 +219,7 @@ def busy(context: Context) -> Section:
     idle = draft.ours("weightlift, idle", loads=2)
     own = draft.ours("weightlift, busy", loader="weightlift", beside="thread", loads=2)
     python = draft.ours("weightlift, Python engine, busy", beside="thread", engine="python")
-    others = draft.peers("busy", slow=False, beside="thread")
+    others = draft.peers("busy", beside="thread")
     link = draft.link()
     ratios = [
         Ratio(name="busy, over idle, first load", over=(own,), under=(idle,), at_least=0.85),

@@ -119,10 +119,10 @@ def _evict_until_cold(files: Sequence[str]) -> None:
 def _read_until_warm(files: Sequence[str]) -> None:
     # Pages that an earlier load marked to be dropped behind it may still go after they were read once more.
     for _ in range(5):
-        for file in files:
-            _read_in(file, every_second=False)
         if residency(files).mean() >= WARM_RESIDENT_MIN:
             return
+        for file in files:
+            _read_in(file, every_second=False)
 
 
 def _read_in(file: str, *, every_second: bool) -> None:
