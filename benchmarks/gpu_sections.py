@@ -287,6 +287,20 @@ def shapes(context: Context) -> Section:
     return draft.done(ratios, (), ceilings)
 
 
+def concurrency(context: Context) -> Section:
+    """Workers and chunk sizes, warm: where the defaults come from."""
+    draft = Draft(context, context.checkpoints["main"], WARM)
+    chosen = draft.ours("as chosen", loads=2)
+    fixed = [
+        draft.ours(f"{workers} × {chunk} MiB", workers=workers, chunk_bytes=chunk * MIB, loads=2)
+        for workers in (4, 8, 12, 16)
+        for chunk in (1, 2, 4, 6)
+    ]
+    seconds = tuple(name + SECOND for name in fixed)
+    name = "as chosen, over the best of the sweep, second load"
+    return draft.done([Ratio(name=name, over=(chosen + SECOND,), under=seconds, at_least=0.95)])
+
+
 SECTIONS: Mapping[str, tuple[Callable[[Context], Section], tuple[str, ...]]] = {
     "warm": (warm, ("main",)),
     "cold": (cold, ("cold",)),
@@ -295,5 +309,6 @@ SECTIONS: Mapping[str, tuple[Callable[[Context], Section], tuple[str, ...]]] = {
     "budgets": (budgets, ("main",)),
     "shapes": (shapes, ("main", "exl2", "small", "many")),
     "disk": (disk, ("disk",)),
+    "concurrency": (concurrency, ("main",)),
 }
 """Every section, with the checkpoints that it needs."""
