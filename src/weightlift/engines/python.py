@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from weightlift.device_operations import Devices, SlotMemory
+    from weightlift.steps import Steps
 
 
 class PythonEngine:
@@ -146,6 +147,14 @@ class PythonEngine:
             landed = ledger.totals.landed_bytes
             silence = 0.0 if self._polling else time.monotonic() - self._polled
             return Standing(landed, ledger.submitted_bytes - landed, ledger.running, self._busy(), silence)
+
+    def trace(self, capacity: int) -> None:
+        """See :class:`~weightlift.operations.Engine`."""
+        self._ledger.steps.begin(capacity)
+
+    def steps(self) -> Steps:
+        """See :class:`~weightlift.operations.Engine`."""
+        return self._ledger.steps
 
     def cancel(self) -> None:
         """See :class:`~weightlift.operations.Engine`."""
