@@ -24,7 +24,7 @@ def figures(anonymous: int = 0, file: int = 0, shared: int = 0, **others: Any) -
 def made_up(seen: Sequence[HostFigures]) -> Monitor:
     """A monitor that sees these figures, one after the other."""
     values = iter(seen)
-    return Monitor(lambda *, fresh: next(values))
+    return Monitor(lambda **_: next(values))
 
 
 def in_tensors(nbytes: int) -> Progress:

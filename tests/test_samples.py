@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -46,5 +48,5 @@ def test_a_long_load_fills_its_points_evenly() -> None:
         timeline.add(NOTHING._replace(seconds=float(index)))
     seconds = [point.seconds for point in timeline.samples]
     assert POINTS_MAX / 2 <= len(seconds) <= POINTS_MAX
-    steps = [after - before for before, after in zip(seconds, seconds[1:], strict=False)]
+    steps = [after - before for before, after in pairwise(seconds)]
     assert max(steps[:-1]) == min(steps[:-1]) == 64
