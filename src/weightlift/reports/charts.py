@@ -15,10 +15,13 @@ if TYPE_CHECKING:
 
 WIDTH: Final = 1000
 _LEFT, _RIGHT, _TOP, _BOTTOM = 74, 14, 12, 26
-_PLOT: Final = WIDTH - _LEFT - _RIGHT
+HALF_WIDTH: Final = 480
+"""Widths of a drawing that spans the page, and of one of two beside each other: letters are as large in both."""
 _COLUMNS_MAX: Final = 120
-_READOUT_WIDTH: Final = 8.2
-"""Width of a character of a readout; a little too much rather than too little."""
+_TICK_WIDTH: Final = 110
+_MARK_AT_MOST: Final = 4
+_READOUT_WIDTH: Final = 7.0
+"""Width of a character of a readout; a little too much for most letters."""
 
 
 class Series(NamedTuple):
@@ -56,6 +59,48 @@ class Event(NamedTuple):
     seconds: float
 
 
+class Band(NamedTuple):
+    """A stretch of time with a name."""
+
+    label: str
+    begin: float
+    end: float
+
+
+class Frame(NamedTuple):
+    """Where a chart draws: seconds and values in, coordinates out.
+
+    Attributes:
+        width: of the drawing.
+        height: of the drawing.
+        end: where the axis of time ends.
+        top: where the axis of values ends.
+    """
+
+    width: int
+    height: int
+    end: float
+    top: float
+
+    @property
+    def right(self) -> int:
+        """The right end of the plot."""
+        return self.width - _RIGHT
+
+    @property
+    def floor(self) -> int:
+        """The lower end of the plot."""
+        return self.height - _BOTTOM
+
+    def x(self, seconds: float) -> float:
+        """Where a moment is."""
+        return _LEFT + (self.right - _LEFT) * min(max(seconds / self.end, 0.0), 1.0)
+
+    def y(self, value: float) -> float:
+        """Where a value is."""
+        return self.floor - (self.floor - _TOP) * min(max(value / self.top, 0.0), 1.0)
+
+
 def line_chart(
     title: str,
     moments: Sequence[float],
@@ -67,6 +112,8 @@ def line_chart(
     least_top: float = 1.0,
     marks: Sequence[Mark] = (),
     events: Sequence[Event] = (),
+    bands: Sequence[Band] = (),
+    width: int = WIDTH,
     height: int = 170,
 ) -> str:
     """Lines over time.
@@ -79,32 +126,31 @@ def line_chart(
         text: a value in words.
         binary: ticks are multiples of powers of two instead of ten.
         least_top: the value axis reaches at least this far.
-        marks: levels.
+        marks: levels; those far above all values are left out.
         events: vertical lines.
-        height: of the drawing, which is 1000 wide.
+        bands: stretches of time with a name.
+        width: of the drawing.
+        height: of the drawing.
     """
     end = max(end, moments[-1] if moments else 0.0, 1e-9)
-    highest = max([least_top, *(line.peak or 0.0 for line in series), *(mark.value for mark in marks)])
+    highest = max([least_top, *(line.peak or 0.0 for line in series)])
+    marks = [mark for mark in marks if mark.value <= _MARK_AT_MOST * highest]
+    highest = max([highest, *(mark.value for mark in marks)])
     step = tick_step(highest / 4, binary=binary)
-    top = step * math.ceil(highest * 1.02 / step)
-    floor = height - _BOTTOM
-
-    def at_x(seconds: float) -> float:
-        return _LEFT + _PLOT * min(max(seconds / end, 0.0), 1.0)
-
-    def at_y(value: float) -> float:
-        return floor - (floor - _TOP) * min(max(value / top, 0.0), 1.0)
-
-    parts = [f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)}">']
-    parts += _value_axis(step, top, at_y, text)
-    parts += _time_axis(end, at_x, floor)
+    frame = Frame(width, height, end, step * math.ceil(highest * 1.02 / step))
+    parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">']
+    parts += (part for index, band in enumerate(bands) for part in _band(band, frame, shaded=index % 2 == 0))
+    parts += _value_axis(step, frame, text)
+    parts += _time_axis(frame)
     for line in series:
-        parts += _paths(line, moments, at_x, at_y, floor)
-    parts += (_level(mark, at_y) for mark in marks)
+        parts += _paths(line, moments, frame)
+    parts += (_level(mark, frame) for mark in marks)
     for event in events:
-        x = at_x(event.seconds)
-        parts.append(f'<path class="event" d="M{x:.1f} {_TOP}V{floor}"><title>{escape(event.label)}</title></path>')
-    parts += _readouts(moments, series, at_x, floor, text)
+        x = frame.x(event.seconds)
+        parts.append(
+            f'<path class="event" d="M{x:.1f} {_TOP}V{frame.floor}"><title>{escape(event.label)}</title></path>'
+        )
+    parts += _readouts(moments, series, frame, text)
     parts.append("</svg>")
     return "".join(parts)
 
@@ -117,32 +163,38 @@ def tick_step(wanted: float, *, binary: bool) -> float:
     return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= wanted * (1 - 1e-9))
 
 
-def _value_axis(step: float, top: float, at_y: Callable[[float], float], text: Callable[[float], str]) -> Iterator[str]:
-    for index in range(round(top / step) + 1):
-        y = at_y(index * step)
-        yield f'<path class="{"axis" if index == 0 else "grid"}" d="M{_LEFT} {y:.1f}H{WIDTH - _RIGHT}"/>'
-        yield f'<text class="tick" x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{escape(text(index * step))}</text>'
-
-
-def _time_axis(end: float, at_x: Callable[[float], float], floor: float) -> Iterator[str]:
-    step = tick_step(end / 8, binary=False)
-    digits = max(0, -math.floor(math.log10(step) + 1e-9))
-    for index in range(int(end / step + 1e-9) + 1):
-        x = at_x(index * step)
-        anchor = "end" if x > WIDTH - _RIGHT - 20 else "middle"
-        yield f'<path class="axis" d="M{x:.1f} {floor}v4"/>'
+def _band(band: Band, frame: Frame, *, shaded: bool) -> Iterator[str]:
+    left, right = frame.x(band.begin), frame.x(band.end)
+    if shaded:
         yield (
-            f'<text class="tick" x="{x:.1f}" y="{floor + 18}" text-anchor="{anchor}">{index * step:.{digits}f} s</text>'
+            f'<rect class="band" x="{left:.1f}" y="{_TOP}" width="{right - left:.1f}" height="{frame.floor - _TOP}"/>'
         )
+    if right - left > _READOUT_WIDTH * len(band.label):
+        yield f'<text class="banded" x="{left + 5:.1f}" y="{_TOP + 13}">{escape(band.label)}</text>'
 
 
-def _paths(
-    line: Series, moments: Sequence[float], at_x: Callable[[float], float], at_y: Callable[[float], float], floor: float
-) -> Iterator[str]:
+def _value_axis(step: float, frame: Frame, text: Callable[[float], str]) -> Iterator[str]:
+    for index in range(round(frame.top / step) + 1):
+        y, words = frame.y(index * step), escape(text(index * step))
+        yield f'<path class="{"axis" if index == 0 else "grid"}" d="M{_LEFT} {y:.1f}H{frame.right}"/>'
+        yield f'<text class="tick" x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{words}</text>'
+
+
+def _time_axis(frame: Frame) -> Iterator[str]:
+    step = tick_step(frame.end * _TICK_WIDTH / frame.width, binary=False)
+    digits = max(0, -math.floor(math.log10(step) + 1e-9))
+    for index in range(int(frame.end / step + 1e-9) + 1):
+        x, y = frame.x(index * step), frame.floor
+        anchor = "end" if x > frame.right - 20 else "middle"
+        yield f'<path class="axis" d="M{x:.1f} {y}v4"/>'
+        yield f'<text class="tick" x="{x:.1f}" y="{y + 18}" text-anchor="{anchor}">{index * step:.{digits}f} s</text>'
+
+
+def _paths(line: Series, moments: Sequence[float], frame: Frame) -> Iterator[str]:
     for run in _runs(line, moments):
-        points = " ".join(f"{at_x(seconds):.1f} {at_y(value):.1f}" for seconds, value in run)
+        points = " ".join(f"{frame.x(seconds):.1f} {frame.y(value):.1f}" for seconds, value in run)
         if line.area:
-            first, last = at_x(run[0][0]), at_x(run[-1][0])
+            first, last, floor = frame.x(run[0][0]), frame.x(run[-1][0]), frame.floor
             yield f'<path class="area {line.colour}" d="M{first:.1f} {floor}L{points}L{last:.1f} {floor}Z"/>'
         yield f'<path class="line {line.colour}" d="M{points}"/>'
 
@@ -160,37 +212,33 @@ def _runs(line: Series, moments: Sequence[float]) -> Iterator[list[tuple[float, 
         yield run
 
 
-def _level(mark: Mark, at_y: Callable[[float], float]) -> str:
-    y = at_y(mark.value)
+def _level(mark: Mark, frame: Frame) -> str:
+    y = frame.y(mark.value)
     below = y < _TOP + 16
     return (
-        f'<path class="mark" d="M{_LEFT} {y:.1f}H{WIDTH - _RIGHT}"/>'
-        f'<text class="marked" x="{WIDTH - _RIGHT - 4}" y="{y + 14 if below else y - 5:.1f}" text-anchor="end">'
+        f'<path class="mark" d="M{_LEFT} {y:.1f}H{frame.right}"/>'
+        f'<text class="marked" x="{frame.right - 4}" y="{y + 14 if below else y - 5:.1f}" text-anchor="end">'
         f"{escape(mark.label)}</text>"
     )
 
 
 def _readouts(
-    moments: Sequence[float],
-    series: Sequence[Series],
-    at_x: Callable[[float], float],
-    floor: float,
-    text: Callable[[float], str],
+    moments: Sequence[float], series: Sequence[Series], frame: Frame, text: Callable[[float], str]
 ) -> Iterator[str]:
     """Columns that show their moment's values while they are pointed at."""
     every = max(1, -(-len(moments) // _COLUMNS_MAX))
     chosen = range(0, len(moments), every)
-    middles = [at_x(moments[index]) for index in chosen]
-    borders = [float(_LEFT), *((left + right) / 2 for left, right in pairwise(middles)), float(WIDTH - _RIGHT)]
+    middles = [frame.x(moments[index]) for index in chosen]
+    borders = [float(_LEFT), *((left + right) / 2 for left, right in pairwise(middles)), float(frame.right)]
     for index, middle, (left, right) in zip(chosen, middles, pairwise(borders), strict=True):
         known = ((line.label, line.values[index]) for line in series)
         values = (f"{label} {text(value)}" for label, value in known if value is not None)
         words = " · ".join((f"{moments[index]:.2f} s", *values))
         width = len(words) * _READOUT_WIDTH + 16
-        start = min(max(middle - width / 2, _LEFT), WIDTH - _RIGHT - width)
+        start = max(min(middle - width / 2, frame.right - width), 0)
         yield (
             f'<g class="at"><rect class="hit" x="{left:.1f}" y="0" width="{max(right - left, 0.1):.1f}" '
-            f'height="{floor:.0f}"/><g class="readout"><path d="M{middle:.1f} {_TOP}V{floor:.0f}"/>'
+            f'height="{frame.floor}"/><g class="readout"><path d="M{middle:.1f} {_TOP}V{frame.floor}"/>'
             f'<rect x="{start:.1f}" y="0" width="{width:.0f}" height="22" rx="4"/>'
             f'<text x="{start + 8:.1f}" y="15.5">{escape(words)}</text></g></g>'
         )

@@ -51,7 +51,8 @@ def report_page(report: LoadReport, path: str | os.PathLike[str]) -> Iterator[st
     name = _safe(str(path).rstrip("/").rpartition("/")[2] or str(path))
     style = resources.files("weightlift.reports").joinpath("page.css").read_text(encoding="utf-8")
     yield _HEAD.format(title=f"{name} · weightlift", style=style)
-    yield f'<header><p class="over">weightlift · report of a load</p><h1>{name}</h1><p>{_summary(report, path)}</p></header>\n'
+    yield f'<header><p class="over">weightlift · report of a load</p><h1>{name}</h1>'
+    yield f"<p>{_summary(report, path)}</p></header>\n"
     yield _tiles(report)
     yield _verdict(report)
     yield from charts(report)
@@ -60,8 +61,8 @@ def report_page(report: LoadReport, path: str | os.PathLike[str]) -> Iterator[st
     yield _budget(report)
     yield _files(report)
     yield (
-        f"<footer><p>Written by weightlift {escape(__version__)}. Byte counts of memory are growth over the start of the "
-        "load. This page is one file: it runs no script and loads nothing from anywhere.</p></footer>\n"
+        f"<footer><p>Written by weightlift {escape(__version__)}. Byte counts of memory are growth over the start of "
+        "the load. This page is one file: it runs no script and loads nothing from anywhere.</p></footer>\n"
         "</main>\n</body>\n</html>\n"
     )
 
@@ -80,7 +81,7 @@ def _tiles(report: LoadReport) -> str:
     memory = report.host_memory
     peak, budget = memory.peak_anonymous_bytes, memory.budget_bytes
     share = min((peak or 0) / budget, 1.0)
-    meter = "" if peak is None else f'<span class="meter"><i style="display:block;width:{share:.1%}"></i></span>'
+    meter = "" if peak is None else f'<span class="meter"><i style="width:{share:.1%}"></i></span>'
     tiles = (
         ("speed", speed_text(report.gigabytes_per_second), _ceilings(report)),
         ("time", seconds_text(report.seconds), f"{escape(report.engine)} engine, {counted(report.workers, 'worker')}"),
@@ -108,9 +109,9 @@ _HELD_UP: Final = {
 
 def _ceilings(report: LoadReport) -> str:
     reached = [
-        f"{report.gigabytes_per_second / value:.0%} of the {escape(name.replace('_', ' '))} ceiling, {speed_text(value)}"
-        for name, value in report.ceilings.items()
-        if value
+        f"{report.gigabytes_per_second / ceiling:.0%} of the {escape(name.replace('_', ' '))}'s {speed_text(ceiling)}"
+        for name, ceiling in report.ceilings.items()
+        if ceiling
     ]
     return "<br>".join(reached) or "ceilings not probed"
 

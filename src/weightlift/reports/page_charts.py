@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
-from weightlift.reports.charts import Event, Mark, Series, legend, line_chart, share_bar
+from weightlift.reports.charts import HALF_WIDTH, WIDTH, Band, Event, Mark, Series, legend, line_chart, share_bar
 from weightlift.reports.load import seconds_text, speed_text
 from weightlift.units import GIB, KIB, MIB, format_bytes
 
@@ -26,7 +26,7 @@ _WORK_COLOURS: Final = {
     "waiting for a slot": "grey",
 }
 _PHASE_COLOURS: Final = {"open": "violet", "plan": "gold", "read": "blue", "finish": "sage"}
-_START: Final = "start"
+_COVERED: Final = 0.8
 
 
 def charts(report: LoadReport) -> Iterator[str]:
@@ -74,6 +74,8 @@ def _section(
     binary: bool = False,
     least_top: float = 1.0,
     marks: Sequence[Mark] = (),
+    bands: Sequence[Band] = (),
+    width: int = WIDTH,
     height: int = 170,
 ) -> str:
     drawing = line_chart(
@@ -85,6 +87,8 @@ def _section(
         binary=binary,
         least_top=least_top,
         marks=marks,
+        bands=bands,
+        width=width,
         events=[Event(f"{entry.action}: {entry.reason}", entry.seconds) for entry in report.interventions],
         height=height,
     )
@@ -111,6 +115,12 @@ def _growth(report: LoadReport, label: str, colour: str, field: str, *, area: bo
     return Series(label, colour, [first, *(None if value is None else max(0, value) for value in values)], area)
 
 
+def stepped(moments: Sequence[float], values: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Values that held since the moment before, as the corners of steps; the first one holds since 0."""
+    corners = [0.0, *(moment for moment in moments for _ in range(2))]
+    return corners[:-1], [value for value in values for _ in range(2)]
+
+
 def speeds(samples: Sequence[Sample]) -> list[tuple[float, float, float]]:
     """Seconds, and GB/s read and landed since the point before, in as many points as are readable."""
     every = -(-len(samples) // _SPEED_POINTS_MAX)
@@ -124,9 +134,12 @@ def speeds(samples: Sequence[Sample]) -> list[tuple[float, float, float]]:
 
 def _speed(report: LoadReport) -> str:
     points = speeds(report.samples)
-    series = [Series("arrived", "blue", [landed for *_, landed in points], area=True)]
-    if any(abs(read - landed) > 0.01 * max(landed, 0.01) for _, read, landed in points):
-        series.insert(0, Series("read from storage", "teal", [read for _, read, _ in points]))
+    seconds = [point[0] for point in points]
+    moments, landed = stepped(seconds, [point[2] for point in points])
+    _, read = stepped(seconds, [point[1] for point in points])
+    series = [Series("arrived", "blue", landed, area=True)]
+    if any(abs(left - right) > 0.01 * max(left, 0.01) for left, right in zip(read, landed, strict=True)):
+        series.insert(0, Series("read from storage", "teal", read))
     marks = [
         Mark(f"ceiling of the {name.replace('_', ' ')}, {speed_text(value)}", value)
         for name, value in report.ceilings.items()
@@ -134,11 +147,30 @@ def _speed(report: LoadReport) -> str:
     ]
     explained = "Gigabytes a second, over time."
     if not marks:
-        explained += " What storage, memory and link could do at most is not known: nobody probed them."
-    moments = [seconds for seconds, *_ in points]
+        explained += " What storage, memory and link can do at most was not probed."
     return _section(
-        "Speed", explained, report, moments, series, text=speed_text_short, least_top=0.01, marks=marks, height=220
+        "Speed",
+        explained,
+        report,
+        moments,
+        series,
+        text=speed_text_short,
+        least_top=0.01,
+        marks=marks,
+        bands=_phases(report),
+        height=220,
     )
+
+
+def _phases(report: LoadReport) -> list[Band]:
+    """The phases, one behind the other; none where they do not make up the load, as in streams."""
+    if sum(report.phases.values()) < _COVERED * report.seconds:
+        return []
+    bands, begin = [], 0.0
+    for name, seconds in report.phases.items():
+        bands.append(Band(name, begin, begin + seconds))
+        begin += seconds
+    return bands
 
 
 def speed_text_short(value: float) -> str:
@@ -157,8 +189,8 @@ def _own_memory(report: LoadReport) -> str:
         series.append(_growth(report, "pinned", "gold", "pinned_bytes"))
     return _section(
         "Memory of the process, beyond the tensors",
-        "Anonymous memory is what only swap can take back, and what the budget bounds; pages of mapped files are dropped "
-        "when somebody needs the room.",
+        f"Anonymous memory is what only swap can take back, and what the budget of {format_bytes(budget)} bounds; pages "
+        "of mapped files are dropped when somebody needs the room.",
         report,
         _moments(report),
         series,
@@ -166,52 +198,71 @@ def _own_memory(report: LoadReport) -> str:
         binary=True,
         least_top=MIB,
         marks=[Mark(f"budget, {format_bytes(budget)}", budget)],
+        height=150,
     )
 
 
 def _machine(report: LoadReport) -> str:
     left = [sample.available_bytes for sample in report.samples]
-    series = [
-        Series("left for programs", "green", [left[0], *left]),
-        _growth(report, "in tensors", "blue", "tensor_bytes", area=True),
-        _growth(report, "page cache, growth", "sage", "page_cache_bytes", area=True),
-    ]
     floor = report.floor_bytes
-    return _section(
-        "Memory of the machine",
-        "What is left before somebody has to give something up, as the machine or the control group sees it, what the "
-        "tensors took, and by how much the page cache grew.",
+    rest = _section(
+        "Left for other programs",
+        "Memory that can be had before somebody has to give something up, as the machine or the control group sees it.",
         report,
         _moments(report),
-        series,
+        [Series("left", "green", [left[0], *left], area=True)],
         text=_bytes_text,
         binary=True,
         least_top=MIB,
         marks=[] if floor is None else [Mark(f"floor, {format_bytes(floor)}", floor)],
+        width=HALF_WIDTH,
     )
+    taken = _section(
+        "Taken by the load",
+        "What the tensors hold in host memory, and by how much the page cache grew, whoever made it grow.",
+        report,
+        _moments(report),
+        [
+            _growth(report, "tensors", "blue", "tensor_bytes", area=True),
+            _growth(report, "page cache", "sage", "page_cache_bytes", area=True),
+        ],
+        text=_bytes_text,
+        binary=True,
+        least_top=MIB,
+        width=HALF_WIDTH,
+    )
+    return f'<div class="two">{rest}{taken}</div>'
 
 
 def _pressure(report: LoadReport) -> str:
-    swap = [
-        _growth(report, "swapped out", "red", "swap_out_bytes"),
-        _growth(report, "swapped in", "amber", "swap_in_bytes"),
-    ]
-    stalls = [
-        Series("some program of the machine", "red", _stalled(report.samples, "machine_stall_seconds"), area=True),
-        Series("of this control group", "amber", _stalled(report.samples, "group_stall_seconds")),
-    ]
     swapped = _section(
-        "Swap", "By the whole machine, since the start.", report, _moments(report), swap,
-        text=_bytes_text, binary=True, least_top=MIB,
-    )  # fmt: skip
+        "Swap",
+        "By the whole machine, since the start.",
+        report,
+        _moments(report),
+        [
+            _growth(report, "swapped out", "red", "swap_out_bytes", area=True),
+            _growth(report, "swapped in", "amber", "swap_in_bytes"),
+        ],
+        text=_bytes_text,
+        binary=True,
+        least_top=MIB,
+        width=HALF_WIDTH,
+        height=130,
+    )
+    stalls = [Series("in the machine", "red", _stalled(report.samples, "machine_stall_seconds"), area=True)]
+    group = _stalled(report.samples, "group_stall_seconds")
+    if group != stalls[0].values:
+        stalls.append(Series("in this control group", "amber", group))
     pressure = _section(
         "Pressure",
-        "Share of the time in which programs waited for memory.",
+        "Share of the time in which some program waited for memory.",
         report,
         _moments(report),
         stalls,
         text=lambda value: f"{value:.3g} %",
-        least_top=1.0,
+        width=HALF_WIDTH,
+        height=130,
     )
     return f'<div class="two">{swapped}{pressure}</div>'
 
@@ -250,13 +301,16 @@ def _device(report: LoadReport) -> str:
 
 
 def _in_flight(report: LoadReport) -> str:
-    values = [float(sample.workers * sample.chunk_bytes) for sample in report.samples]
+    moments, values = stepped(
+        [sample.seconds for sample in report.samples],
+        [float(sample.workers * sample.chunk_bytes) for sample in report.samples],
+    )
     return _section(
         "In flight at most",
         "Workers times the size of a chunk: found by trying while the load runs, and cut back when memory gets short.",
         report,
-        _moments(report),
-        [Series("workers × chunk", "gold", [values[0], *values], area=True)],
+        moments,
+        [Series("workers × chunk", "gold", values, area=True)],
         text=_bytes_text,
         binary=True,
         least_top=MIB,

@@ -1,8 +1,8 @@
 """A load as a trace in the format of Chrome's tracing, which Perfetto (ui.perfetto.dev) and chrome://tracing show.
 
 The format is described in "Trace Event Format" (Google, 2016): complete events (``X``) with a time and a duration in
-microseconds, counters (``C``), and names of processes and threads (``M``). Written step by step, so that a long trace takes no
-memory.
+microseconds, counters (``C``), and names of processes and threads (``M``). Written step by step, so that a long trace
+takes no memory.
 """
 
 from __future__ import annotations
