@@ -189,8 +189,8 @@ def _own_memory(report: LoadReport) -> str:
         series.append(_growth(report, "pinned", "gold", "pinned_bytes"))
     return _section(
         "Memory of the process, beyond the tensors",
-        f"Anonymous memory is what only swap can take back, and what the budget of {format_bytes(budget)} bounds; pages "
-        "of mapped files are dropped when somebody needs the room.",
+        f"Anonymous memory is what only swap can take back, and what the budget of {format_bytes(budget)} bounds; "
+        "pages of mapped files are dropped when somebody needs the room.",
         report,
         _moments(report),
         series,
