@@ -5,7 +5,8 @@ Escalation, from what costs nothing to what ends the load:
 1. Under the *floor*, drop the page cache that the load has caused, and halve what is in flight, step by step down to
    one worker.
 2. Under a quarter of the floor, counting all that the kernel could still take back, hold every worker: from then on the
-   load takes no more memory. The same when what the tensors still need is more than there is, and the floor is reached.
+   load takes no more memory. The same under three times the floor when what the tensors still need is more than there
+   is: what workers have begun must still fit.
 3. If that has not helped after a while, give up, with the numbers, before the kernel picks a victim. Where there is
    swap enough, go on with one worker instead.
 
@@ -22,6 +23,7 @@ FLOOR_BYTES_MIN: Final = 32 * MIB
 FLOOR_BYTES_MAX: Final = 512 * MIB
 _FLOOR_SHARE: Final = 64
 _CRITICAL_SHARE: Final = 4
+_DOOMED: Final = 3
 _AMPLE: Final = 2
 PATIENCE_SECONDS: Final = 2.0
 """How long everything is held before the load is given up."""
@@ -115,7 +117,7 @@ class Care:
         if self._carries_on:
             return False
         left = view.last_resort_bytes
-        doomed = view.remaining_bytes > left + view.swap_free_bytes and left < self.floor_bytes
+        doomed = view.remaining_bytes > left + view.swap_free_bytes and left < _DOOMED * self.floor_bytes
         return doomed or left < self.floor_bytes // _CRITICAL_SHARE
 
     def _throttle(self, view: MemoryView) -> Decision:

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 from PIL import Image
@@ -132,7 +132,8 @@ def test_a_load_without_samples_or_trouble_has_a_page_too(full_report: LoadRepor
 
 def test_unknown_memory_leaves_gaps_not_zeros(full_report: LoadReport) -> None:
     names = ("anonymous_bytes", "available_bytes", "page_cache_bytes", "swap_out_bytes", "machine_stall_seconds")
-    samples = tuple(entry._replace(**dict.fromkeys(names)) for entry in full_report.samples)
+    unknown: dict[str, Any] = dict.fromkeys(names)
+    samples = tuple(entry._replace(**unknown) for entry in full_report.samples)
     words = Outline(page(replace(full_report, samples=samples))).text
     assert "anonymous peak" not in words
     assert "swapped out peak" not in words
