@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from weightlift.options import LoadOptions
     from weightlift.staging import Pool
 
-_SAMPLE_SECONDS: Final = 0.05
+SAMPLE_SECONDS: Final = 0.05
+"""How often memory is looked at, where it is not short."""
+
 _SAMPLE_SECONDS_NEAR: Final = 0.01
 _DEVICE_SECONDS: Final = 0.25
 _PROGRESS_SECONDS: Final = 0.1
@@ -65,7 +67,7 @@ class Supervisor:
         self._device_start = self._ask_device()
         self._device_bytes = None if self._device_start is None else 0
         self._engine: Engine | None = None
-        self._sample_seconds = _SAMPLE_SECONDS if options.recording is None else options.recording.sample_seconds
+        self._sample_seconds = SAMPLE_SECONDS if options.recording is None else options.recording.sample_seconds
         self._samples_due = self._progress_due = self._device_due = 0.0
         total = self.monitor.latest.total_bytes
         self._care = None if total is None else Care(total)

@@ -7,17 +7,19 @@ does not tell it; the root of the file system is a parameter, so that recorded t
 
 from __future__ import annotations
 
+import os
 import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from weightlift.host import kernel
 from weightlift.host.cgroup import CgroupLevel, cgroup_levels
-from weightlift.host.memory import ROOT, ProcessMemory, process_memory, swap_counters
+from weightlift.host.memory import ROOT, ProcessMemory, swap_counters
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 _MEMINFO: Final = re.compile(rb"^(MemTotal|MemAvailable|Cached|Shmem|SwapTotal|SwapFree):\s+(\d+) kB$", re.MULTILINE)
+_RESIDENT: Final = re.compile(rb"^Rss(?:Anon|File|Shmem):\s+(\d+) kB$", re.MULTILINE)
 _STALLED: Final = re.compile(rb"^some .*total=(\d+)", re.MULTILINE)
 _STALLS_EVERY: Final = 4
 _LIMIT_FILES: Final = {1: ("memory.limit_in_bytes",), 2: ("memory.max", "memory.high")}
@@ -64,14 +66,15 @@ class HostGauges:
 
     def __init__(self, root: Path = ROOT) -> None:
         self._root = root
+        self._meminfo, self._status, self._machine_pressure = (
+            os.fspath(root / name) for name in ("proc/meminfo", "proc/self/status", "proc/pressure/memory")
+        )
         total = self._machine().get("MemTotal", 0)
         levels = cgroup_levels("memory", root)
         limits = ((level, _limit(level)) for level in levels)
         self._limited = [(level, limit) for level, limit in limits if limit is not None and limit < total]
-        self._pressure = next(
-            (path for level in levels if level.version == 2 and (path := level.folder / "memory.pressure").exists()),
-            None,
-        )
+        pressures = (os.fspath(level.folder / "memory.pressure") for level in levels if level.version == 2)
+        self._pressure = next((path for path in pressures if os.path.exists(path)), None)
         self._before: tuple[int, int] | None = None
         self._stalls: tuple[float | None, float | None] = (None, None)
         self._reads = 0
@@ -84,7 +87,7 @@ class HostGauges:
         """
         if fresh or self._reads % _STALLS_EVERY == 0:
             own = None if self._pressure is None else _stalled(self._pressure)
-            self._stalls = _stalled(self._root / "proc/pressure/memory"), own
+            self._stalls = _stalled(self._machine_pressure), own
         self._reads += 1
         machine = self._machine()
         available, total = machine.get("MemAvailable"), machine.get("MemTotal")
@@ -99,7 +102,7 @@ class HostGauges:
             if left < available:
                 available, total, group, cache = left, limit, level.name, cached
         return HostFigures(
-            process=process_memory(self._root),
+            process=self._process(),
             available_bytes=available,
             last_resort_bytes=last_resort,
             total_bytes=total,
@@ -112,8 +115,13 @@ class HostGauges:
         )
 
     def _machine(self) -> dict[str, int]:
-        text = kernel.read_small(self._root / "proc/meminfo") or b""
+        text = kernel.read_small(self._meminfo) or b""
         return {name.decode(): int(value) * 1024 for name, value in _MEMINFO.findall(text)}
+
+    def _process(self) -> ProcessMemory | None:
+        # The kernel writes the three lines one behind the other, in this order.
+        found = _RESIDENT.findall(kernel.read_small(self._status) or b"")
+        return ProcessMemory(*(int(value) * 1024 for value in found)) if len(found) == 3 else None
 
     def _swap_free(self, machine: dict[str, int]) -> int:
         free = machine.get("SwapFree", 0)
@@ -147,7 +155,7 @@ def _look(level: CgroupLevel, limit: int) -> tuple[int, int, int] | None:
     return left, max(0, limit - max(0, usage - inactive - active)), max(0, cached)
 
 
-def _stalled(path: Path) -> float | None:
+def _stalled(path: str) -> float | None:
     found = _STALLED.search(kernel.read_small(path) or b"")
     # The kernel counts in microseconds.
     return int(found[1]) / 1e6 if found else None
