@@ -117,7 +117,8 @@ class Supervisor:
             self._options.progress(engine.counters().landed_bytes, self._total_bytes)
 
     def sample(self, host_bytes: int | None) -> None:
-        """Look at memory once more, whether that is due or not."""
+        """Look at memory once more, devices and pressure too, whether that is due or not."""
+        self._device_due = 0.0
         self.monitor.sample(self._progress(time.monotonic(), host_bytes), fresh=True)
 
     def finish(self) -> MonitorResult:
