@@ -79,7 +79,13 @@ def worker_seconds(counters: Counters) -> dict[str, float]:
     }
 
 
-def bottleneck(counters: Counters, *, consumer_seconds: float = 0.0, waiting_seconds: float = 0.0) -> str:
+def bottleneck(
+    counters: Counters,
+    *,
+    consumer_seconds: float = 0.0,
+    waiting_seconds: float = 0.0,
+    handed_over: str = "processor",
+) -> str:
     """What the time went to: ``storage``, ``memory copy``, ``link``, ``processor`` or ``consumer``.
 
     Args:
@@ -87,6 +93,8 @@ def bottleneck(counters: Counters, *, consumer_seconds: float = 0.0, waiting_sec
         consumer_seconds: for streams, how long the program kept a tensor before it asked for the next.
         waiting_seconds: for streams, how long it then had to wait for it. With reading ahead, a program slower than the
             load hardly waits at all.
+        handed_over: what holds slots up that are handed over: weightlift's own conversion and hashing, or the
+            framework's own copies to a device.
     """
     if consumer_seconds > waiting_seconds:
         return "consumer"
@@ -97,10 +105,18 @@ def bottleneck(counters: Counters, *, consumer_seconds: float = 0.0, waiting_sec
     spent = {
         "storage": counters.storage_seconds,
         "memory copy": counters.cache_seconds + counters.copy_seconds + counters.populate_seconds,
-        # Slots come back late only from weightlift's own work on what is handed over: conversion and hashing.
-        "processor": counters.slot_wait_seconds,
     }
+    spent[handed_over] = spent.get(handed_over, 0.0) + counters.slot_wait_seconds
     return max(spent, key=lambda key: spent[key]) if any(spent.values()) else "none"
+
+
+def _bottleneck(transfer: Transfer, counters: Counters, staging: str) -> str:
+    return bottleneck(
+        counters,
+        consumer_seconds=transfer.consumer_seconds,
+        waiting_seconds=transfer.waiting_seconds,
+        handed_over="link" if staging == "framework" else "processor",
+    )
 
 
 def _staging(transfer: Transfer, options: LoadOptions, device: str, reason: str) -> tuple[str, str]:
@@ -181,9 +197,7 @@ def summarise(
         swap_out_bytes=observed.swap_out_bytes,
         pressure_stall_seconds=observed.pressure_stall_seconds,
         ceilings={"storage": None, "memory_copy": None, "link": None},
-        bottleneck=bottleneck(
-            counters, consumer_seconds=transfer.consumer_seconds, waiting_seconds=transfer.waiting_seconds
-        ),
+        bottleneck=_bottleneck(transfer, counters, staging),
         group_stall_seconds=observed.group_stall_seconds,
         worker_seconds=worker_seconds(counters),
         consumer_seconds=transfer.consumer_seconds if transfer.waiting_seconds else None,

@@ -79,6 +79,11 @@ def test_the_bottleneck_is_where_the_time_went(times: dict[str, Any], name: str)
     assert bottleneck(counters) == name
 
 
+def test_slots_that_a_framework_copies_from_wait_for_the_link() -> None:
+    counters = Counters(**dict.fromkeys(Counters._fields, 0))._replace(storage_seconds=1.0, slot_wait_seconds=2.0)
+    assert bottleneck(counters, handed_over="link") == "link"
+
+
 @pytest.mark.parametrize(("consumer", "waiting", "name"), [(5.0, 1.0, "consumer"), (1.0, 5.0, "storage")])
 def test_a_stream_is_held_up_by_whoever_takes_longer(consumer: float, waiting: float, name: str) -> None:
     counters = Counters(**dict.fromkeys(Counters._fields, 0))._replace(storage_seconds=1.0)

@@ -31,6 +31,7 @@ _OPTIONS: Final = (
     "header",
     "workers",
     "chunk_bytes",
+    "watch_seconds",
 )
 
 
@@ -77,6 +78,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="write what every worker did and when, for ui.perfetto.dev or chrome://tracing; also if the load fails",
     )
     parser.add_argument("--report", metavar="FILE.html", help="write a page with charts of speed and memory over time")
+    parser.add_argument(
+        "--watch",
+        metavar="SECONDS",
+        dest="watch_seconds",
+        help=described("", "watch_seconds", "WEIGHTLIFT_WATCH"),
+    )
     parser.add_argument("--digest", action="store_true", help="print the xxh3-128 digest of every tensor as stored")
     _add_talk(parser)
 

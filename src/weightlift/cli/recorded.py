@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import IO, TYPE_CHECKING
 
 from weightlift.recording import Recording
@@ -28,27 +29,39 @@ class Written:
 
 @contextlib.contextmanager
 def recorded(trace: str | None, page: str | None, path: str) -> Iterator[Written]:
-    """Open the files first, so that a load is not in vain, and write them when the load has ended.
+    """Record a load, and write the files when it has ended.
+
+    Whether they can be written is found out first, so that a load is not in vain. The trace is written for a load that
+    failed too; a page is not, and one that is there already stays.
 
     Args:
-        trace: where the trace goes, if it is wanted. It is written for a load that failed too.
+        trace: where the trace goes, if it is wanted.
         page: where the page goes, if it is wanted.
         path: what is loaded, as the user named it.
+
+    Raises:
+        OSError: a file cannot be written.
     """
-    with contextlib.ExitStack() as stack:
-        trace_file, page_file = (stack.enter_context(_create(name)) if name else None for name in (trace, page))
-        written = Written(_recording(steps=trace is not None) if trace or page else None)
-        try:
-            yield written
-        finally:
-            if trace_file is not None and written.recording is not None:
-                from weightlift.reports.trace import write_trace
+    new = [name for name in (trace, page) if name and not os.path.exists(name)]
+    for name in (trace, page):
+        if name:
+            open(name, "a", encoding="utf-8").close()
+    written = Written(_recording(steps=trace is not None) if trace or page else None)
+    try:
+        yield written
+    finally:
+        if trace and written.recording is not None:
+            from weightlift.reports.trace import write_trace
 
-                write_trace(trace_file, written.recording, written.report.samples if written.report else ())
-        if page_file is not None and written.report is not None:
-            from weightlift.reports.page import report_page
+            with _create(trace) as file:
+                write_trace(file, written.recording, written.report.samples if written.report else ())
+        if page and written.report is None and page in new:
+            os.unlink(page)
+    if page and written.report is not None:
+        from weightlift.reports.page import report_page
 
-            page_file.writelines(report_page(written.report, path))
+        with _create(page) as file:
+            file.writelines(report_page(written.report, path))
 
 
 def _create(name: str) -> IO[str]:

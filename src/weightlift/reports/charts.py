@@ -20,7 +20,7 @@ HALF_WIDTH: Final = 480
 _COLUMNS_MAX: Final = 120
 _TICK_WIDTH: Final = 110
 _MARK_AT_MOST: Final = 4
-_READOUT_WIDTH: Final = 7.0
+_READOUT_WIDTH: Final = 6.6
 """Width of a character of a readout; a little too much for most letters."""
 
 
