@@ -2,8 +2,8 @@
 
 Escalation, from what costs nothing to what ends the load:
 
-1. Under the *floor*, drop the page cache that the load has caused, and halve what is in flight, step by step down to
-   one worker.
+1. Under the *floor*, drop the page cache that the load has caused, give back staging memory that is not in use, and
+   halve what is in flight, step by step down to one worker.
 2. Under a quarter of the floor, counting all that the kernel could still take back, hold every worker: from then on the
    load takes no more memory. The same under three times the floor when what the tensors still need is more than there
    is: what workers have begun must still fit.

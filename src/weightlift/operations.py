@@ -296,6 +296,10 @@ class Engine(Protocol):
         """Give back the slot of a :class:`ChunkReady`."""
         ...
 
+    def trim(self) -> None:
+        """Give the memory of free slots that are not registered back to the system, where it takes memory back."""
+        ...
+
     def counters(self) -> Counters:
         """Progress so far."""
         ...

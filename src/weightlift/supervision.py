@@ -183,6 +183,8 @@ class Supervisor:
             self._drop_cache()
         if decision.share != before:
             self._limit(decision.share)
+        if decision.drop_cache and self._engine is not None:
+            self._engine.trim()
         if decision.reason and len(self.interventions) < _INTERVENTIONS_MAX:
             self.interventions.append(Intervention(seconds, self._words(decision, before), decision.reason))
 

@@ -1308,6 +1308,21 @@ EXPORT void wl_read_shard(wl_engine *engine, uint32_t index, wl_shard *shard) {
     pthread_mutex_unlock(&engine->lock);
 }
 
+/* Gives the memory of free slots that are not registered back to the system; they are filled anew when next used. */
+EXPORT void wl_trim(wl_engine *engine) {
+#ifdef __linux__
+    pthread_mutex_lock(&engine->lock);
+    for (uint32_t i = 0; i < engine->free_count; i++) {
+        uint32_t slot = engine->free_slots[i];
+        if (!engine->slot_states || engine->slot_states[slot] != SLOT_REGISTERED)
+            madvise(engine->slots + engine->slot_bytes * slot, engine->slot_bytes, MADV_DONTNEED);
+    }
+    pthread_mutex_unlock(&engine->lock);
+#else
+    (void)engine;
+#endif
+}
+
 /* From now on keeps the last `room` steps of all threads; only once, and before the first limits are set. */
 EXPORT int wl_trace(wl_engine *engine, uint64_t room) {
     if (engine->started || engine->trace.steps || !room) return EINVAL;

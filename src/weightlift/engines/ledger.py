@@ -12,6 +12,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from weightlift.device_operations import SlotState
 from weightlift.engines.moving import Chunk, Outcome
 from weightlift.engines.step_ring import StepRing
 from weightlift.operations import ChunkReady, Event, Extent, ExtentDone, ReadPath, ShardUse, Sink
@@ -220,6 +221,11 @@ class Ledger:
         """Give a slot back."""
         self._free_slots.append(slot)
         self.work.notify()
+
+    def trimmable_slots(self) -> list[int]:
+        """Free slots whose memory no device's runtime has registered."""
+        states = self._slots.states
+        return [slot for slot in self._free_slots if states is None or states[slot] != SlotState.REGISTERED]
 
     # ---- telling
 

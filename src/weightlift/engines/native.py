@@ -147,6 +147,7 @@ _SIGNATURES: Final[dict[str, tuple[object, tuple[object, ...]]]] = {
         ctypes.c_int,
         (ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int32, ctypes.c_char_p, ctypes.c_uint64),
     ),
+    "wl_trim": (None, (ctypes.c_void_p,)),
     "wl_trace": (ctypes.c_int, (ctypes.c_void_p, ctypes.c_uint64)),
     "wl_read_steps": (ctypes.c_uint64, (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64)),
     "wl_cancel": (None, (ctypes.c_void_p,)),
@@ -350,6 +351,10 @@ class NativeEngine:
         text = b"".join(printable(name).encode() + b"\0" for name in names)
         error = self._library.wl_watch(self._engine, max(1, round(seconds * 1000)), fd, text, len(text))
         self._check(error, "watch")
+
+    def trim(self) -> None:
+        """See :class:`~weightlift.operations.Engine`."""
+        self._library.wl_trim(self._engine)
 
     def trace(self, capacity: int) -> None:
         """See :class:`~weightlift.operations.Engine`."""

@@ -18,6 +18,7 @@ from weightlift.engines.moving import Doing, Mover
 from weightlift.engines.reader import Reader, SystemReader
 from weightlift.engines.watching import Standing, Watchdog
 from weightlift.engines.workers import Worker
+from weightlift.host import kernel
 from weightlift.operations import Activity, Counters, Event, Extent, ShardSource, ShardUse
 
 if TYPE_CHECKING:
@@ -147,6 +148,12 @@ class PythonEngine:
             landed = ledger.totals.landed_bytes
             silence = 0.0 if self._polling else time.monotonic() - self._polled
             return Standing(landed, ledger.submitted_bytes - landed, ledger.running, self._busy(), silence)
+
+    def trim(self) -> None:
+        """See :class:`~weightlift.operations.Engine`."""
+        with self._ledger.lock:
+            for slot in self._ledger.trimmable_slots():
+                kernel.forget_memory(self._slots.address + slot * self._slots.slot_bytes, self._slots.slot_bytes)
 
     def trace(self, capacity: int) -> None:
         """See :class:`~weightlift.operations.Engine`."""

@@ -9,6 +9,9 @@ class TestMyEngine(TraceConformance, EngineConformance):
 # ruff: noqa: D102 - the names of tests say what they show
 from __future__ import annotations
 
+import ctypes
+import mmap
+import sys
 import time
 from abc import ABC, abstractmethod
 from itertools import pairwise
@@ -16,10 +19,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from weightlift.operations import Engine, ReadPath, Sink
+from weightlift.operations import ChunkReady, Engine, ExtentDone, ReadPath, Sink
 from weightlift.steps import StepKind
 from weightlift.testing.bench import Bench, Landing
-from weightlift.testing.conformance import HOST_SINKS, PATIENCE_SECONDS, RANGES, run_to_end, stop
+from weightlift.testing.conformance import HOST_SINKS, PATIENCE_SECONDS, RANGES, run_to_end, stop, wait_for
 from weightlift.units import KIB, MIB
 
 if TYPE_CHECKING:
@@ -29,8 +32,17 @@ if TYPE_CHECKING:
     from weightlift.operations import ShardSource
 
 
+def _pages_held(slots: SlotMemory, slot: int) -> bool:
+    """Whether any page of a slot is in memory."""
+    vector = ctypes.create_string_buffer(slots.slot_bytes // mmap.PAGESIZE)
+    libc = ctypes.CDLL(None, use_errno=True)
+    address = ctypes.c_void_p(slots.address + slot * slots.slot_bytes)
+    assert libc.mincore(address, ctypes.c_size_t(slots.slot_bytes), vector) == 0
+    return any(entry & 1 for entry in vector.raw[:-1])
+
+
 class TraceConformance(ABC):
-    """That an engine can be held, and that its trace is complete."""
+    """That an engine can be held and trimmed, and that its trace is complete."""
 
     @abstractmethod
     def make_engine(self, shards: Sequence[ShardSource], slots: SlotMemory, worker_room: int) -> Engine:
@@ -59,6 +71,26 @@ class TraceConformance(ABC):
         while engine.counters().landed_bytes < extent.length:
             engine.poll(0.01)
             assert time.monotonic() < deadline, "reading has to go on"
+        stop(engine)
+        bench.check_memory()
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="other systems keep memory that was touched")
+    def test_trimming_gives_back_free_slots_and_no_others(self, bench: Bench) -> None:
+        slots = bench.pool(3, 256 * KIB)
+        engine = self.make_engine([bench.source], slots, 3)
+        engine.set_limits(3, 256 * KIB)
+        engine.submit([bench.extent(ReadPath.BUFFERED, Sink.HAND_OVER, 0, 3 * 256 * KIB)])
+        chunks = [event for event in wait_for(engine, 3, ChunkReady) if isinstance(event, ChunkReady)]
+        engine.return_slot(chunks[0].slot)
+        engine.return_slot(chunks[1].slot)
+        engine.trim()
+        held = {chunk.slot for chunk in chunks if _pages_held(slots, chunk.slot)}
+        assert held == {chunks[2].slot}
+        bench.check_chunk(chunks[2])
+        engine.return_slot(chunks[2].slot)
+        again = bench.extent(ReadPath.BUFFERED, Sink.PLACE, MIB, MIB)
+        engine.submit([again])
+        wait_for(engine, 1, ExtentDone)
         stop(engine)
         bench.check_memory()
 
