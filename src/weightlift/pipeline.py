@@ -10,24 +10,24 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from weightlift.buffers import SlotPool
-from weightlift.device_staging import StagingLoan, borrow_staging
+from weightlift.device_staging import StagingLoan
 from weightlift.engines.choice import make_engine
 from weightlift.engines.counting import count_cached
 from weightlift.failures import abandon, raise_failure
-from weightlift.host.memory import available_processors, headroom
+from weightlift.host.memory import headroom
+from weightlift.load_staging import size_staging, take_staging
 from weightlift.operations import ChunkReady, Engine, Event, Extent, ExtentDone, Failure
 from weightlift.plan import CacheDecision, batches, decide_cache, plan_extents
 from weightlift.shards import OpenShards
-from weightlift.staging import plan_device_pool, plan_pool
 from weightlift.supervision import Supervisor
 from weightlift.trial import find_trial, judge_trial
-from weightlift.types import Method, Staging
+from weightlift.types import Method
 from weightlift.units import MIB
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from weightlift.buffers import SlotPool
     from weightlift.description import Description
     from weightlift.engines.reader import Reader
     from weightlift.monitor import MonitorResult
@@ -148,7 +148,7 @@ class Transfer:
         trial = find_trial(wanted, self.shards.facts) if self.cache.on_trial else None
         extents = self._plan(wanted, target, keep=self.cache.keep and trial is None)
         self._total_bytes = sum(extent.length for extent in extents)
-        self.pool = self._plan_pool(extents, open_ended=False)
+        self.pool = self._size_staging(extents, open_ended=False)
         self._begin()
         if trial is not None:
             self._try(trial, target)
@@ -187,28 +187,13 @@ class Transfer:
         self._outstanding += len(extents)
         self._submitted_bytes += sum(extent.length for extent in extents)
 
-    def _plan_pool(self, extents: Sequence[Extent], *, open_ended: bool) -> Pool:
-        options = self._options
-        if self._accesses:
-            stored = sum(extent.length for extent in extents if not extent.resident)
-            if open_ended:
-                stored = max(0, self._total_bytes - (self.shards.cached_before() or 0))
-            return plan_device_pool(
-                extents,
-                budget_bytes=options.host_memory,
-                processors=available_processors(),
-                workers=options.workers,
-                chunk_bytes=options.chunk_bytes,
-                total_bytes=self._total_bytes,
-                stored_bytes=stored,
-                pinned=options.staging is not Staging.PAGEABLE,
-            )
-        return plan_pool(
+    def _size_staging(self, extents: Sequence[Extent], *, open_ended: bool) -> Pool:
+        return size_staging(
             extents,
-            budget_bytes=options.host_memory,
-            processors=available_processors(),
-            workers=options.workers,
-            chunk_bytes=options.chunk_bytes,
+            self._options,
+            on_devices=bool(self._accesses),
+            total_bytes=self._total_bytes,
+            cached_bytes=self.shards.cached_before() or 0,
             open_ended=open_ended,
         )
 
@@ -217,7 +202,7 @@ class Transfer:
     def begin_stream(self, total_bytes: int) -> None:
         """Start an engine with nothing to do yet; targets follow by :meth:`submit`."""
         self._total_bytes = total_bytes
-        self.pool = self._plan_pool((), open_ended=True)
+        self.pool = self._size_staging((), open_ended=True)
         self._begin()
 
     def submit(self, target: Target) -> Sequence[Extent]:
@@ -259,7 +244,9 @@ class Transfer:
 
     def _begin(self) -> None:
         pool = self.pool
-        slots = self._slots = self._make_slots(pool)
+        runtime = self._accesses[0].runtime if self._accesses else None
+        slots = take_staging(pool, self._options, runtime, [access.ordinal for access in self._accesses])
+        self._slots = slots
         devices = slots.devices if isinstance(slots, StagingLoan) else None
         self._engine = make_engine(
             self._options.engine,
@@ -279,18 +266,6 @@ class Transfer:
             recording.steps_begin = time.monotonic() - self.started
             self._engine.trace(recording.steps_max)
         self.supervisor.begin(self._engine, pool, self._total_bytes)
-
-    def _make_slots(self, pool: Pool) -> SlotPool | StagingLoan:
-        if not self._accesses:
-            return SlotPool(pool.slot_count, pool.slot_bytes)
-        return borrow_staging(
-            self._accesses[0].runtime,
-            [access.ordinal for access in self._accesses],
-            pool.slot_bytes,
-            pool.slot_count,
-            pinned=self._options.staging is not Staging.PAGEABLE,
-            most_bytes=self._options.host_memory,
-        )
 
     def _pump(self, target: Target) -> None:
         """Have every extent land, and look at memory once more."""
