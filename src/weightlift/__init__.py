@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from weightlift.errors import WeightliftError
     from weightlift.modules import LoadIntoResult
     from weightlift.options import LoadOptions
+    from weightlift.recording import Recording
     from weightlift.streaming import TensorStream
     from weightlift.types import LoadReport
 
@@ -30,6 +31,7 @@ _HOMES = {
     "LoadIntoResult": "weightlift.modules",
     "LoadOptions": "weightlift.options",
     "LoadReport": "weightlift.types",
+    "Recording": "weightlift.recording",
     "StateDict": "weightlift.api",
     "TensorInfo": "weightlift.description",
     "TensorStream": "weightlift.streaming",
@@ -46,6 +48,7 @@ __all__ = [
     "LoadIntoResult",
     "LoadOptions",
     "LoadReport",
+    "Recording",
     "StateDict",
     "TensorInfo",
     "TensorStream",

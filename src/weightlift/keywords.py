@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from weightlift.recording import Recording
     from weightlift.types import CachePolicy, EngineName, Framework, HeaderRules, Method, Staging
 
 
@@ -28,3 +29,5 @@ class LoadKeywords(TypedDict, total=False):
     digest: bool
     workers: int | None
     chunk_bytes: int | str | None
+    watch_seconds: float
+    recording: Recording | None

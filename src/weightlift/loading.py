@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from weightlift.destinations import Destinations
@@ -135,7 +136,7 @@ def _digests(description: Description, rows: Sequence[int], options: LoadOptions
         return digest_tensors(dict(target.stored()), available_processors())
     # Converted tensors no longer hold the bytes as stored, so these are read once more.
     second = DigestTarget(description, rows, available_processors())
-    _, report = transfer_rows(description, rows, options, second)
+    _, report = transfer_rows(description, rows, replace(options, recording=None), second)
     return dict(report.digests)
 
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from array import array
     from collections.abc import Sequence
 
+    from weightlift.steps import Steps
+
 
 class ReadPath(enum.IntEnum):
     """How a chunk leaves storage. The numbers are those of the native engine."""
@@ -58,6 +60,14 @@ class Stage(enum.IntEnum):
     DEVICE_COPY = 2
     DEVICE_WAIT = 3
 
+
+STAGE_WORDS: dict[Stage, str] = {
+    Stage.READING: "reading",
+    Stage.REGISTERING: "pinning memory for",
+    Stage.DEVICE_COPY: "starting a copy to the device from",
+    Stage.DEVICE_WAIT: "waiting for the device with",
+}
+"""What a worker is at, for sentences that go on with the file."""
 
 COPY_FIELDS = 3
 """Numbers per entry of a copy table: offset in the file, length, destination address."""
@@ -201,6 +211,7 @@ class Counters(NamedTuple):
 
     Attributes:
         claimed_bytes: bytes of chunks that a worker has taken on.
+        read_bytes: bytes of chunks that have left storage.
         landed_bytes: bytes of chunks that are where they belong.
         reads: chunks finished.
         fallbacks: chunks of which a part was read through the cache because direct I/O was refused.
@@ -216,6 +227,7 @@ class Counters(NamedTuple):
     """
 
     claimed_bytes: int
+    read_bytes: int
     landed_bytes: int
     reads: int
     fallbacks: int
@@ -271,6 +283,7 @@ class Engine(Protocol):
     def set_limits(self, workers: int, chunk_bytes: int) -> None:
         """Let that many workers claim chunks of that size, starting threads as needed.
 
+        With 0 workers no further chunk is read until there are more again, not even of a lane that was begun.
         ``chunk_bytes`` is a multiple of the page size; with its alignment slack a chunk must fit a slot.
         """
         ...
@@ -281,6 +294,10 @@ class Engine(Protocol):
 
     def return_slot(self, slot: int) -> None:
         """Give back the slot of a :class:`ChunkReady`."""
+        ...
+
+    def trim(self) -> None:
+        """Give the memory of free slots that are not registered back to the system, where it takes memory back."""
         ...
 
     def counters(self) -> Counters:
@@ -305,6 +322,14 @@ class Engine(Protocol):
             names: what to call each shard.
             fd: where to say it, by default the standard error stream; lines are left out while nobody reads them.
         """
+        ...
+
+    def trace(self, capacity: int) -> None:
+        """From now on, keep the last ``capacity`` steps of all workers; once, and before any limits are set."""
+        ...
+
+    def steps(self) -> Steps:
+        """The steps kept; empty if nothing was traced. Only after :meth:`join` returned 0 and before :meth:`close`."""
         ...
 
     def cancel(self) -> None:

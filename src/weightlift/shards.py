@@ -190,6 +190,11 @@ class OpenShards:
                     break
                 time.sleep(_SWEEP_PAUSE_SECONDS)
 
+    def drop_caused(self) -> None:
+        """Drop what the load has brought into the page cache so far; :meth:`sweep` has to follow at the end."""
+        for index, ranges in self._absent.items():
+            residency.sweep(self.sources[index].descriptor, ranges)
+
     def fetch(self, index: int, offset: int, length: int) -> None:
         """Have the system read a range into the page cache by itself; where it cannot, nothing happens."""
         if hasattr(os, "posix_fadvise"):

@@ -8,6 +8,7 @@ host memory holds what the consumer has, one finished unit, and the window.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -82,6 +83,7 @@ class TensorStream:
         with self._transfer.aborting():
             self._transfer.begin_stream(sum(map(description.lengths.__getitem__, rows)))
         self._closed = False
+        self._delivered = time.monotonic()
 
     def _unit_rows(self) -> Iterator[Sequence[int]]:
         groups: Sequence[Group] = lay_out(self._description, self._rows).groups
@@ -101,8 +103,11 @@ class TensorStream:
             return item
         if self._closed:
             raise StopIteration
+        asked = time.monotonic()
+        self._transfer.consumer_seconds += asked - self._delivered
         with self._ending():
             unit = self._wait_for_unit()
+        self._transfer.waiting_seconds += time.monotonic() - asked
         if unit is None:
             self._finish()
             raise StopIteration
@@ -111,6 +116,7 @@ class TensorStream:
             self._ready = iter(list(unit.target.finish()))
             self._transfer.drop(unit.target)
             self._submit()
+        self._delivered = time.monotonic()
         return next(self._ready)
 
     @contextlib.contextmanager
@@ -131,7 +137,7 @@ class TensorStream:
             if self._flying[0].left == 0:
                 return self._flying.popleft()
             self._take_events(wait=True)
-            self._transfer.tick(in_host_memory=not self._where.accesses)
+            self._transfer.tick(host_bytes=0 if self._where.accesses else None)
 
     def _take_events(self, *, wait: bool) -> None:
         for event in self._transfer.events(wait=wait):

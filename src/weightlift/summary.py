@@ -66,12 +66,38 @@ def file_reason(method: Method, facts: ShardFacts, use: ShardUse, *, keep: bool)
     return f"read through the page cache without leaving it there, because {facts.direct_reason}"
 
 
-def bottleneck(counters: Counters) -> str:
-    """What the workers spent most of their time on.
+def worker_seconds(counters: Counters) -> dict[str, float]:
+    """What the workers' time went to, under the names the report uses."""
+    return {
+        "storage": counters.storage_seconds,
+        "page cache": counters.cache_seconds,
+        "preparing memory": counters.populate_seconds,
+        "copying": counters.copy_seconds,
+        "device": counters.device_seconds,
+        "pinning": counters.register_seconds,
+        "waiting for a slot": counters.slot_wait_seconds,
+    }
+
+
+def bottleneck(
+    counters: Counters,
+    *,
+    consumer_seconds: float = 0.0,
+    waiting_seconds: float = 0.0,
+    handed_over: str = "processor",
+) -> str:
+    """What the time went to: ``storage``, ``memory copy``, ``link``, ``processor`` or ``consumer``.
 
     Args:
         counters: the engine's counters at the end.
+        consumer_seconds: for streams, how long the program kept a tensor before it asked for the next.
+        waiting_seconds: for streams, how long it then had to wait for it. With reading ahead, a program slower than the
+            load hardly waits at all.
+        handed_over: what holds slots up that are handed over: weightlift's own conversion and hashing, or the
+            framework's own copies to a device.
     """
+    if consumer_seconds > waiting_seconds:
+        return "consumer"
     reading = counters.storage_seconds + counters.cache_seconds + counters.copy_seconds + counters.register_seconds
     if counters.device_seconds > _LINK_SHARE * (reading + counters.device_seconds):
         # A worker waits for the device only once both of its slots are on their way.
@@ -79,9 +105,18 @@ def bottleneck(counters: Counters) -> str:
     spent = {
         "storage": counters.storage_seconds,
         "memory copy": counters.cache_seconds + counters.copy_seconds + counters.populate_seconds,
-        "consumer": counters.slot_wait_seconds,
     }
+    spent[handed_over] = spent.get(handed_over, 0.0) + counters.slot_wait_seconds
     return max(spent, key=lambda key: spent[key]) if any(spent.values()) else "none"
+
+
+def _bottleneck(transfer: Transfer, counters: Counters, staging: str) -> str:
+    return bottleneck(
+        counters,
+        consumer_seconds=transfer.consumer_seconds,
+        waiting_seconds=transfer.waiting_seconds,
+        handed_over="link" if staging == "framework" else "processor",
+    )
 
 
 def _staging(transfer: Transfer, options: LoadOptions, device: str, reason: str) -> tuple[str, str]:
@@ -138,7 +173,6 @@ def summarise(
         for index, use in transfer.uses.items()
     )
     used: dict[str, int] = {key: sum(file.used[key] for file in files) for key in ("direct", "buffered", "mmap")}
-    pool = transfer.pool
     return LoadReport(
         tensors=len(rows),
         nbytes=sum(map(description.lengths.__getitem__, rows)),
@@ -156,23 +190,37 @@ def summarise(
         staging_reason=staging_reason,
         workers=counters.workers,
         chunk_bytes=transfer.chunk_bytes,
-        host_memory=HostMemoryReport(
-            budget_bytes=options.host_memory,
-            staging_bytes=pool.slot_count * pool.slot_bytes,
-            description_bytes=description.nbytes,
-            peak_anonymous_bytes=observed.peak_anonymous_bytes,
-            peak_file_bytes=observed.peak_file_bytes,
-            peak_pinned_bytes=transfer.pinned_bytes,
-            terms=pool.terms,
-        ),
+        host_memory=_host_memory(transfer, description, options, observed),
         page_cache_before_bytes=transfer.shards.cached_before(),
         page_cache_after_bytes=cached,
         swap_in_bytes=observed.swap_in_bytes,
         swap_out_bytes=observed.swap_out_bytes,
         pressure_stall_seconds=observed.pressure_stall_seconds,
         ceilings={"storage": None, "memory_copy": None, "link": None},
-        bottleneck=bottleneck(counters),
+        bottleneck=_bottleneck(transfer, counters, staging),
+        group_stall_seconds=observed.group_stall_seconds,
+        worker_seconds=worker_seconds(counters),
+        consumer_seconds=transfer.consumer_seconds if transfer.waiting_seconds else None,
+        floor_bytes=transfer.supervisor.floor_bytes,
+        interventions=tuple(transfer.supervisor.interventions),
+        samples=observed.samples,
         digests=digests,
+    )
+
+
+def _host_memory(
+    transfer: Transfer, description: Description, options: LoadOptions, observed: MonitorResult
+) -> HostMemoryReport:
+    pool = transfer.pool
+    return HostMemoryReport(
+        budget_bytes=options.host_memory,
+        staging_bytes=pool.slot_count * pool.slot_bytes,
+        description_bytes=description.nbytes,
+        peak_anonymous_bytes=observed.peak_anonymous_bytes,
+        peak_file_bytes=observed.peak_file_bytes,
+        peak_shared_bytes=observed.peak_shared_bytes,
+        peak_pinned_bytes=transfer.pinned_bytes,
+        terms=pool.terms,
     )
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import weightlift as wl
-from weightlift import pipeline
+from weightlift import supervision
 from weightlift.testing import TensorSpec, tensor_bytes, write_checkpoint
 from weightlift.testing.leaks import nothing_left_behind
 from weightlift.units import KIB
@@ -121,7 +121,7 @@ def test_what_a_progress_callback_raises_ends_the_load(
     engine: str,
     after: float,
 ) -> None:
-    monkeypatch.setattr(pipeline, "_PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr(supervision, "_PROGRESS_SECONDS", 0.0)
     calls: list[int] = []
 
     def progress(done: int, total: int) -> None:

@@ -18,6 +18,7 @@ from weightlift.testing.bench import FILE_BYTES
 from weightlift.testing.conformance import PATIENCE_SECONDS, EngineConformance, stop
 from weightlift.testing.device_conformance import DeviceConformance
 from weightlift.testing.device_faults import Listener
+from weightlift.testing.trace_conformance import TraceConformance
 from weightlift.units import KIB
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.native
-class TestNativeEngine(EngineConformance):
+class TestNativeEngine(TraceConformance, EngineConformance):
     def make_engine(self, shards: Sequence[ShardSource], slots: SlotMemory, worker_room: int) -> NativeEngine:
         library = native_library()
         if isinstance(library, str):

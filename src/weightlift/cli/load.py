@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from weightlift.api import load
 from weightlift.cli.arguments import add_checkpoint, described
 from weightlift.cli.outcome import ExitCode, write_json
+from weightlift.cli.recorded import recorded
 from weightlift.types import CachePolicy, EngineName, Framework, Method
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ _OPTIONS: Final = (
     "header",
     "workers",
     "chunk_bytes",
+    "watch_seconds",
 )
 
 
@@ -70,6 +72,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
         dest="chunk_bytes",
         help=described("", "chunk_bytes", "WEIGHTLIFT_CHUNK", otherwise="found while loading"),
     )
+    parser.add_argument(
+        "--trace",
+        metavar="FILE",
+        help="write what every worker did and when, for ui.perfetto.dev or chrome://tracing; also if the load fails",
+    )
+    parser.add_argument("--report", metavar="FILE.html", help="write a page with charts of speed and memory over time")
+    parser.add_argument(
+        "--watch",
+        metavar="SECONDS",
+        dest="watch_seconds",
+        help=described("", "watch_seconds", "WEIGHTLIFT_WATCH"),
+    )
     parser.add_argument("--digest", action="store_true", help="print the xxh3-128 digest of every tensor as stored")
     _add_talk(parser)
 
@@ -89,8 +103,9 @@ def run(arguments: argparse.Namespace) -> int:
     keywords: dict[str, Any] = {
         option: getattr(arguments, option) for option in _OPTIONS if getattr(arguments, option) is not None
     }
-    with _progress(arguments) as progress:
-        report = load(arguments.path, progress=progress, digest=arguments.digest, **keywords).report
+    with _progress(arguments) as progress, recorded(arguments.trace, arguments.report, arguments.path) as written:
+        keywords["recording"] = written.recording
+        report = written.report = load(arguments.path, progress=progress, digest=arguments.digest, **keywords).report
     if arguments.json:
         write_json(report.to_json())
         return ExitCode.DONE

@@ -230,6 +230,20 @@ def advise_dont_need(fd: int, offset: int, length: int) -> None:
         os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
 
 
+def forget_memory(address: int, length: int) -> None:
+    """Give private memory of this process back to the system; it holds zeros when it is next touched.
+
+    Does nothing where the system has no such call.
+
+    Args:
+        address: first byte, at a page boundary.
+        length: bytes, whole pages.
+    """
+    libc = _libc()
+    if libc is not None:
+        libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(length), MADV_DONTNEED)
+
+
 def read_small(path: str | os.PathLike[str]) -> bytes | None:
     """A small file of ``/proc`` or ``/sys``, whose reads never wait; ``None`` if it cannot be read.
 

@@ -57,6 +57,12 @@ class MemoryCgroup:
         self._peak_anonymous_bytes = max(self._peak_anonymous_bytes, now)
         return now
 
+    def page_cache_bytes(self) -> int:
+        """File pages charged to the group now, without shared memory."""
+        cache, shared = ("total_cache", "total_shmem") if self._level.version == 1 else ("file", "shmem")
+        table = self._level.read_table("memory.stat")
+        return max(0, table.get(cache, 0) - table.get(shared, 0))
+
     @property
     def peak_anonymous_bytes(self) -> int:
         """The largest figure that :meth:`anonymous_bytes` has seen."""
