@@ -150,9 +150,7 @@ def _load_mapped(description: Description, rows: Sequence[int], options: LoadOpt
     transfer.run(target)
     with transfer.aborting():
         descriptors = {index: transfer.shards.sources[index].descriptor for index in used}
-        mappings = map_shards(
-            description, used, descriptors, readonly=options.readonly, keep=transfer.cache.keep
-        )
+        mappings = map_shards(description, used, descriptors, readonly=options.readonly, keep=transfer.cache.keep)
         tensors = dict(mapped_tensors(description, mapped, mappings, maker)) | dict(target.finish())
         digests = {}
         if options.digest:

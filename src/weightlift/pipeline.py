@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from weightlift.buffers import SlotPool
 from weightlift.device_staging import StagingLoan, borrow_staging
 from weightlift.engines.choice import make_engine
-from weightlift.engines.native import count_cached
+from weightlift.engines.native import run_probes
 from weightlift.engines.tuner import Setting, Tuner
 from weightlift.failures import raise_failure
 from weightlift.host.memory import available_processors, headroom
@@ -106,7 +106,7 @@ class Transfer:
             want_direct=options.method in {Method.AUTO, Method.DIRECT},
             want_mapping=options.method is Method.MMAP,
             look_at_cache=look_at_cache,
-            count_cached=count_cached,
+            ask=run_probes,
         )
         available = headroom()
         self.cache: CacheDecision = decide_cache(
@@ -376,8 +376,8 @@ class Transfer:
         engine.cancel()
         engine.join(_STUCK_SECONDS)
         engine.close()
-        if not self.cache.keep and any(use.buffered_bytes or use.mapped_bytes for use in self.uses.values()):
-            self.shards.sweep()
+        if not self.cache.keep:
+            self.shards.sweep(self.uses)
         cached = self.shards.cached_now()
         assert self._slots is not None
         for target in self._targets:

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from weightlift.errors import EngineError, UnsupportedError, printable
-from weightlift.host import residency
-from weightlift.host.kernel import PAGE_SIZE
 from weightlift.host.memory import available_processors
+from weightlift.host.probes import run_probes as probes_one_by_one
 from weightlift.operations import (
     COPY_FIELDS,
     Activity,
@@ -38,11 +37,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from weightlift.device_operations import Devices, SlotMemory
+    from weightlift.host.probes import Probe
 
-_ABI: Final = 5
+_ABI: Final = 6
 _EVENTS_PER_POLL: Final = 64
 _ACTIVITY_ROOM: Final = 64
 _NANOSECONDS: Final = 1e-9
+_LEAVING_MILLISECONDS: Final = 1
 
 
 class _Shard(ctypes.Structure):
@@ -113,6 +114,17 @@ class _Activity(ctypes.Structure):
     )
 
 
+class _Probe(ctypes.Structure):
+    _fields_ = (
+        ("fd", ctypes.c_int32),
+        ("unused", ctypes.c_uint32),
+        ("offset", ctypes.c_uint64),
+        ("length", ctypes.c_uint64),
+        ("address", ctypes.c_uint64),
+        ("result", ctypes.c_int64),
+    )
+
+
 class _Queue(ctypes.Structure):
     _fields_ = (
         ("ordinal", ctypes.c_int32),
@@ -123,9 +135,10 @@ class _Queue(ctypes.Structure):
     )
 
 
-_WAITING: Final = frozenset(("wl_poll", "wl_join", "wl_count_cached"))
+_WAITING: Final = frozenset(("wl_poll", "wl_join", "wl_probe"))
 """Functions that wait, and so release the interpreter lock. All others return at once and keep it: getting it back from
-a busy Python thread takes a whole switch interval, several times over for every chunk."""
+a busy Python thread takes a whole switch interval, several times over for every chunk. For calls of these that will not
+wait long either there is a second one, with ``_now`` behind its name, that keeps the lock."""
 
 _SIGNATURES: Final[dict[str, tuple[object, tuple[object, ...]]]] = {
     "wl_abi": (ctypes.c_uint32, ()),
@@ -151,10 +164,7 @@ _SIGNATURES: Final[dict[str, tuple[object, tuple[object, ...]]]] = {
     "wl_cancel": (None, (ctypes.c_void_p,)),
     "wl_join": (ctypes.c_uint32, (ctypes.c_void_p, ctypes.c_uint32)),
     "wl_free": (None, (ctypes.c_void_p,)),
-    "wl_count_cached": (
-        None,
-        (ctypes.c_int32, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_void_p, ctypes.c_uint32),
-    ),
+    "wl_probe": (None, (ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32)),
 }
 
 
@@ -174,6 +184,10 @@ class Library:
             function = getattr(waiting if name in _WAITING else quick, name)
             function.restype, function.argtypes = result, arguments
             setattr(self, name, function)
+        for name in _WAITING:
+            function = getattr(quick, name)
+            function.restype, function.argtypes = _SIGNATURES[name]
+            setattr(self, f"{name}_now", function)
 
     if TYPE_CHECKING:
 
@@ -196,21 +210,16 @@ def native_library() -> Library | str:
     return library
 
 
-def count_cached(fd: int, offset: int, length: int, step: int) -> list[int | None]:
-    """Cached bytes of a file range per step, counted by several threads.
-
-    The answers are those of :func:`weightlift.host.residency.count_cached`, and come from it where the kernel lacks the
-    call or refuses.
-    """
+def run_probes(probes: Sequence[Probe]) -> list[int]:
+    """See :func:`weightlift.host.probes.run_probes`; done by several threads in one call where the library is there."""
     library = native_library()
-    if isinstance(library, str) or length <= step:
-        return residency.count_cached(fd, offset, length, step)
-    steps = -(-length // step)
-    pages = (ctypes.c_int64 * steps)()
-    library.wl_count_cached(fd, offset, length, step, pages, available_processors())
-    if min(pages) < 0:
-        return residency.count_cached(fd, offset, length, step)
-    return [min(count * PAGE_SIZE, step, length - index * step) for index, count in enumerate(pages)]
+    if isinstance(library, str):
+        return probes_one_by_one(probes)
+    table = (_Probe * max(1, len(probes)))()
+    for entry, probe in zip(table, probes, strict=False):
+        entry.fd, entry.offset, entry.length, entry.address = probe
+    library.wl_probe(table, len(probes), available_processors())
+    return [entry.result for entry in table[: len(probes)]]
 
 
 class NativeEngine:
@@ -293,7 +302,9 @@ class NativeEngine:
     def poll(self, timeout_seconds: float) -> list[Event]:
         """See :class:`~weightlift.operations.Engine`."""
         events = self._events
-        count = self._library.wl_poll(self._engine, events, _EVENTS_PER_POLL, int(timeout_seconds * 1000))
+        count = self._library.wl_poll_now(self._engine, events, _EVENTS_PER_POLL, 0)
+        if not count and timeout_seconds > 0:
+            count = self._library.wl_poll(self._engine, events, _EVENTS_PER_POLL, int(timeout_seconds * 1000))
         return [self._event(events[index]) for index in range(count)]
 
     def _event(self, event: _Event) -> Event:
@@ -371,7 +382,9 @@ class NativeEngine:
 
     def join(self, timeout_seconds: float) -> int:
         """See :class:`~weightlift.operations.Engine`."""
-        return int(self._library.wl_join(self._engine, int(timeout_seconds * 1000)))
+        # Threads with nothing left to do leave at once.
+        left = self._library.wl_join_now(self._engine, _LEAVING_MILLISECONDS)
+        return int(left and self._library.wl_join(self._engine, int(timeout_seconds * 1000)))
 
     def close(self) -> None:
         """See :class:`~weightlift.operations.Engine`."""
