@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, NoReturn, Protocol
 from weightlift._version import __version__
 from weightlift.cli import doctor, inspect, load
 from weightlift.cli.outcome import ExitCode, UsageError, exit_code, write_error
+from weightlift.cli.spelling import as_options, option_spellings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -99,7 +100,10 @@ def _reported(words: Sequence[str]) -> int:
     except SystemExit as finished:  # --help and --version
         return int(finished.code or 0)
     except (Exception, KeyboardInterrupt) as err:  # noqa: BLE001 - the outermost place: everything becomes an exit code
-        write_error(err, as_json="--json" in words, debug="--debug" in words)
+        options = option_spellings(make_parser())
+        write_error(
+            err, as_json="--json" in words, debug="--debug" in words, spell=lambda text: as_options(text, options)
+        )
         return exit_code(err)
 
 
