@@ -13,11 +13,15 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from weightlift.destinations import Destinations
 from weightlift.errors import OptionError
+from weightlift.host.memory import available_processors
 from weightlift.layout import lay_out
-from weightlift.loading import shards_of
+from weightlift.loading import required_manifest, shards_of, verify_beforehand
+from weightlift.manifest import digest_differences, refuse
 from weightlift.operations import ChunkReady, ExtentDone
 from weightlift.pipeline import Transfer
 from weightlift.summary import summarise
+from weightlift.targets.digest import digest_tensors
+from weightlift.targets.host import HostTarget
 from weightlift.types import Method
 from weightlift.units import MIB
 
@@ -66,6 +70,10 @@ class TensorStream:
         self._options = options
         self._where = where
         self._closed = True
+        self._manifest = required_manifest(description, rows, options)
+        if options.dtype is not None or not where.in_host_memory:
+            # What is converted or on a device cannot be hashed as it was stored.
+            verify_beforehand(description, rows, options, self._manifest)
         self._pending: deque[Sequence[int]] = deque(self._unit_rows())
         self._flying: deque[_Unit] = deque()
         self._by_extent: list[_Unit] = []
@@ -103,6 +111,7 @@ class TensorStream:
             raise StopIteration
         with self._ending():
             unit = self._wait_for_unit()
+            self._verify(unit)
         if unit is None:
             self._finish()
             raise StopIteration
@@ -132,6 +141,13 @@ class TensorStream:
                 return self._flying.popleft()
             self._take_events(wait=True)
             self._transfer.tick(in_host_memory=not self._where.accesses)
+
+    def _verify(self, unit: _Unit | None) -> None:
+        """Raise if a tensor about to be handed out has other bytes than the manifest says."""
+        if self._manifest is None or unit is None or not isinstance(unit.target, HostTarget):
+            return
+        digests = digest_tensors(dict(unit.target.stored()), available_processors())
+        refuse(self._description, digest_differences(digests, self._manifest))
 
     def _take_events(self, *, wait: bool) -> None:
         for event in self._transfer.events(wait=wait):

@@ -13,7 +13,7 @@ import sys
 from typing import TYPE_CHECKING, Final, NoReturn, Protocol
 
 from weightlift._version import __version__
-from weightlift.cli import doctor, inspect, load
+from weightlift.cli import doctor, inspect, load, manifest, verify
 from weightlift.cli.outcome import ExitCode, UsageError, exit_code, write_error
 from weightlift.cli.spelling import as_options, option_spellings
 
@@ -36,6 +36,8 @@ class Command(Protocol):
 COMMANDS: Final[dict[str, Command]] = {
     "load": load,
     "inspect": inspect,
+    "manifest": manifest,
+    "verify": verify,
     "doctor": doctor,
 }
 
