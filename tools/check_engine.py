@@ -210,13 +210,13 @@ def finds_mistakes(compiler: list[str], runtime: Path, sanitizer: Sanitizer) -> 
     return True
 
 
-def run_tests(library: Path, runtime: Path, sanitizer: Sanitizer) -> bool:
-    """Repeat the tests of the native engine with the instrumented library."""
+def run_tests(library: Path, runtime: Path, sanitizer: Sanitizer, tests: list[str]) -> bool:
+    """Repeat the tests of the native engine, as far as they are under ``tests``, with the instrumented library."""
     python = python_with(runtime, sanitizer, WEIGHTLIFT_ENGINE_LIBRARY=str(library))
     if subprocess.run([*python, "-c", LOAD], cwd=ROOT, check=False).returncode:
         return False
     # Uncaptured: a sanitizer writes its findings to the descriptor of stderr and ends the process.
-    command = [*python, "-m", "pytest", "-q", "-m", "native", "--capture=no", "-p", "no:cacheprovider", "tests"]
+    command = [*python, "-m", "pytest", "-q", "-m", "native", "--capture=no", "-p", "no:cacheprovider", *tests]
     command += [f"--deselect={test}" for test in sanitizer.unsuited]
     finished = subprocess.run(command, cwd=ROOT, check=False)
     if finished.returncode == EXIT_NOTHING_COLLECTED:
@@ -224,17 +224,17 @@ def run_tests(library: Path, runtime: Path, sanitizer: Sanitizer) -> bool:
     return finished.returncode == 0
 
 
-def check_sanitizer(compiler: list[str], sanitizer: Sanitizer, *, run: bool) -> bool | None:
-    """Build, and run if asked; ``None`` if this machine cannot."""
+def check_sanitizer(compiler: list[str], sanitizer: Sanitizer, tests: list[str] | None) -> bool | None:
+    """Build, and run tests if there are any; ``None`` if this machine cannot."""
     runtime = find_runtime(compiler, sanitizer)
     if runtime is None:
         say(f"NOT CHECKED: {sanitizer.name} sanitizer, because {compiler[0]} has no lib{sanitizer.runtime} here")
         return None
     library = BUILD / f"libweightlift_engine-{sanitizer.name}.so"
     clean = build_library(compiler, sanitizer, SOURCE, library)
-    if run and clean:
-        clean = finds_mistakes(compiler, runtime, sanitizer) and run_tests(library, runtime, sanitizer)
-    say(f"engine: {sanitizer.name} sanitizer, {'tests' if run else 'build'}: {'clean' if clean else 'FAILED'}")
+    if tests and clean:
+        clean = finds_mistakes(compiler, runtime, sanitizer) and run_tests(library, runtime, sanitizer, tests)
+    say(f"engine: {sanitizer.name} sanitizer, {'tests' if tests else 'build'}: {'clean' if clean else 'FAILED'}")
     return clean
 
 
@@ -244,6 +244,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("steps", nargs="+", choices=["warnings", "build", "run"])
     parser.add_argument("--require", action="store_true", help="fail where something cannot be checked")
     parser.add_argument("--only", choices=[sanitizer.name for sanitizer in SANITIZERS], help="one sanitizer")
+    parser.add_argument("--tests", nargs="+", default=["tests"], help="files or folders of tests (default: all)")
     return parser.parse_args()
 
 
@@ -260,7 +261,7 @@ def main() -> int:
         results.append(check_warnings(compiler))
     if "build" in arguments.steps or "run" in arguments.steps:
         results += [
-            check_sanitizer(compiler, sanitizer, run="run" in arguments.steps)
+            check_sanitizer(compiler, sanitizer, arguments.tests if "run" in arguments.steps else None)
             for sanitizer in SANITIZERS
             if arguments.only in (None, sanitizer.name)
         ]

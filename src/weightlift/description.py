@@ -181,6 +181,10 @@ class Description:
         """Bytes of all tensors together."""
         return sum(self.lengths)
 
+    def bytes_of(self, rows: Sequence[int]) -> int:
+        """Bytes of the tensors in some rows together."""
+        return sum(map(self.lengths.__getitem__, rows))
+
     @property
     def nbytes(self) -> int:
         """Memory this description takes: its columns, its names and the table from name to row."""

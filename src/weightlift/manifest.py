@@ -211,7 +211,7 @@ def described_differences(description: Description, rows: Sequence[int], manifes
 
 def missing_tensors(description: Description, manifest: Manifest) -> list[str]:
     """Tensors of the manifest that the checkpoint does not have."""
-    return sorted(manifest.tensors.keys() - set(description.names))
+    return sorted(name for name in manifest.tensors if name not in description)
 
 
 def digest_differences(digests: Mapping[str, str], manifest: Manifest) -> dict[str, str]:
@@ -235,7 +235,7 @@ def refuse(description: Description, differences: Mapping[str, str]) -> None:
         IntegrityError: names the tensor, its file, and how many more there are.
     """
     for name, problem in differences.items():
-        row = description.row(name) if name in set(description.names) else None
+        row = description.row(name) if name in description else None
         path = None if row is None else description.shards[description.shard_indexes[row]].path
         where = "the checkpoint" if path is None else shown_path(path)
         raise IntegrityError(

@@ -88,7 +88,7 @@ class TensorStream:
             accesses=where.accesses,
         )
         with self._transfer.aborting():
-            self._transfer.begin_stream(sum(map(description.lengths.__getitem__, rows)))
+            self._transfer.begin_stream(description.bytes_of(rows))
         self._closed = False
 
     def _unit_rows(self) -> Iterator[Sequence[int]]:
