@@ -1,9 +1,9 @@
 """Gate for the C engine: it compiles without a warning, and clean under sanitizers.
 
 ``warnings`` compiles it with many warnings as errors, and once more through gcc's static analyser. ``build`` makes one
-library per sanitizer under ``build/sanitize``. ``run`` builds them and repeats the tests marked ``native`` on each. It
-first has each sanitizer find planted mistakes in a library that is loaded in the same way, since one that is loaded too
-late, or not at all, finds nothing and lets the engine look clean.
+library per sanitizer under ``build/sanitize``. ``run`` builds them and repeats the tests marked ``native`` on each,
+``sample`` those of them that take little time. Either first has each sanitizer find planted mistakes in a library that
+is loaded in the same way, since one that is loaded too late, or not at all, finds nothing and lets the engine look clean.
 
 What cannot be checked on a machine (no C compiler, no sanitizer runtime) is said, in a line that starts with
 ``NOT CHECKED``, and does not fail unless ``--require`` is given.
@@ -21,7 +21,10 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 SOURCE: Final = ROOT / "src" / "weightlift" / "engines" / "_engine.c"
@@ -81,6 +84,7 @@ class Sanitizer:
         runtime: the runtime's name as gcc and clang spell it within their library names.
         environment: options for the instrumented process.
         mistakes: by the words it is reported in, C code with a mistake that must be found.
+        sample: the tests that every change has to pass; all of them take minutes.
         unsuited: tests that judge this process's memory, to which the sanitizer's own is added.
     """
 
@@ -89,6 +93,7 @@ class Sanitizer:
     runtime: str
     environment: dict[str, str]
     mistakes: dict[str, str]
+    sample: tuple[str, ...]
     unsuited: tuple[str, ...] = ()
 
 
@@ -100,6 +105,7 @@ SANITIZERS: Final = (
         "asan",
         {"ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1", "UBSAN_OPTIONS": "print_stacktrace=1"},
         {"heap-buffer-overflow": BEYOND_THE_END, "shift exponent 32 is too large": TOO_FAR_A_SHIFT},
+        ("tests/engines",),
     ),
     Sanitizer(
         "thread",
@@ -107,6 +113,7 @@ SANITIZERS: Final = (
         "tsan",
         {"TSAN_OPTIONS": "halt_on_error=1:exitcode=66"},
         {"data race": UNLOCKED_COUNTER},
+        ("tests/engines/test_native.py::TestNativeEngine",),
         ("tests/core/test_load.py::test_a_tensor_of_eight_budgets_loads_within_one",),
     ),
 )
@@ -210,7 +217,7 @@ def finds_mistakes(compiler: list[str], runtime: Path, sanitizer: Sanitizer) -> 
     return True
 
 
-def run_tests(library: Path, runtime: Path, sanitizer: Sanitizer, tests: list[str]) -> bool:
+def run_tests(library: Path, runtime: Path, sanitizer: Sanitizer, tests: Sequence[str]) -> bool:
     """Repeat the tests of the native engine, as far as they are under ``tests``, with the instrumented library."""
     python = python_with(runtime, sanitizer, WEIGHTLIFT_ENGINE_LIBRARY=str(library))
     if subprocess.run([*python, "-c", LOAD], cwd=ROOT, check=False).returncode:
@@ -224,7 +231,7 @@ def run_tests(library: Path, runtime: Path, sanitizer: Sanitizer, tests: list[st
     return finished.returncode == 0
 
 
-def check_sanitizer(compiler: list[str], sanitizer: Sanitizer, tests: list[str] | None) -> bool | None:
+def check_sanitizer(compiler: list[str], sanitizer: Sanitizer, tests: Sequence[str]) -> bool | None:
     """Build, and run tests if there are any; ``None`` if this machine cannot."""
     runtime = find_runtime(compiler, sanitizer)
     if runtime is None:
@@ -238,13 +245,19 @@ def check_sanitizer(compiler: list[str], sanitizer: Sanitizer, tests: list[str] 
     return clean
 
 
+def tests_of(sanitizer: Sanitizer, steps: Sequence[str]) -> Sequence[str]:
+    """Which tests the steps asked for repeat under a sanitizer."""
+    if "run" in steps:
+        return ("tests",)
+    return sanitizer.sample if "sample" in steps else ()
+
+
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="check the C engine")
-    parser.add_argument("steps", nargs="+", choices=["warnings", "build", "run"])
+    parser.add_argument("steps", nargs="+", choices=["warnings", "build", "sample", "run"])
     parser.add_argument("--require", action="store_true", help="fail where something cannot be checked")
     parser.add_argument("--only", choices=[sanitizer.name for sanitizer in SANITIZERS], help="one sanitizer")
-    parser.add_argument("--tests", nargs="+", default=["tests"], help="files or folders of tests (default: all)")
     return parser.parse_args()
 
 
@@ -259,9 +272,9 @@ def main() -> int:
     results: list[bool | None] = []
     if "warnings" in arguments.steps:
         results.append(check_warnings(compiler))
-    if "build" in arguments.steps or "run" in arguments.steps:
+    if {"build", "sample", "run"}.intersection(arguments.steps):
         results += [
-            check_sanitizer(compiler, sanitizer, arguments.tests if "run" in arguments.steps else None)
+            check_sanitizer(compiler, sanitizer, tests_of(sanitizer, arguments.steps))
             for sanitizer in SANITIZERS
             if arguments.only in (None, sanitizer.name)
         ]
