@@ -7,7 +7,7 @@ VENV_DEMO := .venv-demo
 PIP_OPTIONS := --quiet --disable-pip-version-check
 
 # A change in one of these makes an installed package out of date; Python modules are used where they lie.
-INSTALL_INPUTS := pyproject.toml setup.py src/weightlift/_version.py src/weightlift/engines/_engine.c
+INSTALL_INPUTS := pyproject.toml setup.py src/weightlift/_version.py src/weightlift/engines/_engine.c src/weightlift/formats/_values.c
 
 .PHONY: help demo test bench sanitize sanitize-sample fetch-hip clean
 .PHONY: check check-format check-lint check-lengths check-import check-layers check-engine check-types

@@ -3,7 +3,8 @@
 ``warnings`` compiles it with many warnings as errors, and once more through gcc's static analyser. ``build`` makes one
 library per sanitizer under ``build/sanitize``. ``run`` builds them and repeats the tests marked ``native`` on each,
 ``sample`` those of them that take little time. Either first has each sanitizer find planted mistakes in a library that
-is loaded in the same way, since one that is loaded too late, or not at all, finds nothing and lets the engine look clean.
+is loaded in the same way, since one that is loaded too late, or not at all, finds nothing and lets the engine look
+clean.
 
 What cannot be checked on a machine (no C compiler, no sanitizer runtime) is said, in a line that starts with
 ``NOT CHECKED``, and does not fail unless ``--require`` is given.
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-SOURCE: Final = ROOT / "src" / "weightlift" / "engines" / "_engine.c"
+PACKAGE: Final = ROOT / "src" / "weightlift"
+SOURCES: Final = (PACKAGE / "engines" / "_engine.c", PACKAGE / "formats" / "_values.c")
 BUILD: Final = ROOT / "build" / "sanitize"
 BASE: Final = ("-std=c11", "-fPIC", "-pthread", "-fvisibility=hidden")
 WARNINGS: Final = (
@@ -105,7 +107,7 @@ SANITIZERS: Final = (
         "asan",
         {"ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1", "UBSAN_OPTIONS": "print_stacktrace=1"},
         {"heap-buffer-overflow": BEYOND_THE_END, "shift exponent 32 is too large": TOO_FAR_A_SHIFT},
-        ("tests/engines",),
+        ("tests/engines", "tests/formats/test_values.py"),
     ),
     Sanitizer(
         "thread",
@@ -139,9 +141,9 @@ def is_clang(compiler: list[str]) -> bool:
     return "clang" in banner
 
 
-def compile_source(compiler: list[str], flags: list[str], source: Path, output: Path) -> bool:
-    """Compile ``source`` into ``output``; the compiler's own messages go to stderr."""
-    command = [*compiler, *BASE, *flags, "-o", str(output), str(source)]
+def compile_source(compiler: list[str], flags: list[str], sources: Sequence[Path], output: Path) -> bool:
+    """Compile ``sources`` into ``output``; the compiler's own messages go to stderr."""
+    command = [*compiler, *BASE, *flags, "-o", str(output), *map(str, sources)]
     finished = subprocess.run(command, check=False)
     if finished.returncode:
         say(f"failed: {shlex.join(command)}")
@@ -151,11 +153,12 @@ def compile_source(compiler: list[str], flags: list[str], source: Path, output: 
 def check_warnings(compiler: list[str]) -> bool:
     """Compile with warnings as errors, then with the static analyser where the compiler has it."""
     output = BUILD / "engine.o"
-    clean = compile_source(compiler, [*WARNINGS, "-O2", "-c"], SOURCE, output)
+    clean = all(compile_source(compiler, [*WARNINGS, "-O2", "-c"], [source], output) for source in SOURCES)
     if is_clang(compiler):
         say("NOT CHECKED: static analysis of the engine, because -fanalyzer is gcc's")
     else:
-        clean &= compile_source(compiler, [*WARNINGS, "-O1", "-fanalyzer", "-c"], SOURCE, output)
+        analysed = [*WARNINGS, "-O1", "-fanalyzer", "-c"]
+        clean &= all(compile_source(compiler, analysed, [source], output) for source in SOURCES)
     say(f"engine: warnings as errors: {'clean' if clean else 'FAILED'}")
     return clean
 
@@ -169,12 +172,12 @@ def find_runtime(compiler: list[str], sanitizer: Sanitizer) -> Path | None:
     return answer.resolve() if answer.is_absolute() and answer.exists() else None
 
 
-def build_library(compiler: list[str], sanitizer: Sanitizer, source: Path, output: Path) -> bool:
+def build_library(compiler: list[str], sanitizer: Sanitizer, sources: Sequence[Path], output: Path) -> bool:
     """Build a library with one sanitizer."""
     flags = ["-O1", "-g", "-fno-omit-frame-pointer", "-shared", *sanitizer.flags]
     if is_clang(compiler):
         flags.append("-shared-libsan")
-    return compile_source(compiler, flags, source, output)
+    return compile_source(compiler, flags, sources, output)
 
 
 def fixed_addresses() -> list[str]:
@@ -206,7 +209,7 @@ def finds_mistakes(compiler: list[str], runtime: Path, sanitizer: Sanitizer) -> 
         with tempfile.TemporaryDirectory() as folder:
             source, library = Path(folder, "mistake.c"), Path(folder, "mistake.so")
             source.write_text(code.replace("int mistake", f"{EXPORTED} int mistake"))
-            if not build_library(compiler, sanitizer, source, library):
+            if not build_library(compiler, sanitizer, [source], library):
                 return False
             command = [*python_with(runtime, sanitizer), "-c", CALL, str(library)]
             finished = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -238,7 +241,7 @@ def check_sanitizer(compiler: list[str], sanitizer: Sanitizer, tests: Sequence[s
         say(f"NOT CHECKED: {sanitizer.name} sanitizer, because {compiler[0]} has no lib{sanitizer.runtime} here")
         return None
     library = BUILD / f"libweightlift_engine-{sanitizer.name}.so"
-    clean = build_library(compiler, sanitizer, SOURCE, library)
+    clean = build_library(compiler, sanitizer, SOURCES, library)
     if tests and clean:
         clean = finds_mistakes(compiler, runtime, sanitizer) and run_tests(library, runtime, sanitizer, tests)
     say(f"engine: {sanitizer.name} sanitizer, {'tests' if tests else 'build'}: {'clean' if clean else 'FAILED'}")

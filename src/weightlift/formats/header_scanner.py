@@ -16,74 +16,31 @@ a hostile header takes memory in proportion to what had been accepted before, ne
 
 from __future__ import annotations
 
-import json
 import re
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import Final
 
 from weightlift.dtypes import SAFETENSORS
-from weightlift.errors import FormatError, HeaderError, UnsupportedDtypeError, printable
+from weightlift.errors import FormatError, UnsupportedDtypeError, printable
 from weightlift.formats.columns import TensorColumns
-from weightlift.formats.number_range import exceeds_double
+from weightlift.formats.header_text import UNKNOWN, HeaderText, pattern
 from weightlift.types import HeaderRules
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-_DEPTH_MAX: Final = 127
 _UINT64_MAX: Final = (1 << 64) - 1
 _METADATA: Final = "__metadata__"
 _FIELDS: Final = ("dtype", "shape", "data_offsets")
 _CODES: Final = {name: code for code, name in enumerate(SAFETENSORS)}
 
-_WS: Final = rb"[ \t\n\r]*+"
 _UINT: Final = rb"(?:0|[1-9][0-9]*+)"
-_SPACE = re.compile(_WS)
-# Possessive repeats: an ordinary one would keep a backtracking record for every escape in a hostile string.
-_STRING = re.compile(rb'"((?:[^"\\\x00-\x1f]++|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*+)"')
-_NUMBER = re.compile(rb"-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?+(?:[eE][+-]?[0-9]++)?+")
-_LITERAL = re.compile(rb"true|false|null")
 _INTEGER = re.compile(_UINT + rb"(?![0-9.eE])")
-_INTEGERS = re.compile(rb"(?:%b(?:0|[1-9][0-9]{0,19}+)%b,){1,4096}+" % (_WS, _WS))
-_SPACE_COMMA = re.compile(_WS + rb"," + _WS)
-_LISTS_BEGIN = re.compile(rb"(?:\[%b){2,}+" % _WS)
-_LISTS_END = re.compile(rb"(?:%b\])++" % _WS)
-
-# Plain values: those of ignored fields whose form alone says that the reference parser takes them. Each pattern matches
-# many of them at once, so that hostile headers full of them cost little; anything else is looked at one by one. Numbers
-# have too few digits to be out of range, escapes are no surrogates, and nesting is two levels deep at the most.
-# In these patterns a blank stands for white space that may be there.
-_PLAIN_TEXT: Final = rb'"(?:[^"\\\x00-\x1f]++|\\(?:["\\/bfnrt]|u(?![dD][89a-fA-F])[0-9a-fA-F]{4}))*+"'
-_PLAIN_VALUE: Final = (
-    rb"(?:%b|-?(?:0|[1-9][0-9]{0,17}+)(?:\.[0-9]{1,17}+)?+(?:[eE][+-]?[0-9]{1,2}+)?+(?![0-9.eE])|true|false|null)"
-    % _PLAIN_TEXT
-)
-
-
-def _plain_containers(item: bytes) -> bytes:
-    """A pattern for an item, or for a list or an object of items."""
-    member = rb"%b : %b" % (_PLAIN_TEXT, item)
-    return rb"(?:%b|\[ (?:%b(?: , %b)*+)?+ \]|\{ (?:%b(?: , %b)*+)?+ \})" % (item, item, item, member, member)
-
-
-_PLAIN: Final = _plain_containers(_plain_containers(_PLAIN_VALUE))
-_PLAIN_LEVELS: Final = 2
-_UNKNOWN: Final = rb'(?!"(?:dtype|shape|data_offsets)")"[^"\\\x00-\x1f]*+" : %b' % _PLAIN
+_INTEGERS = pattern(rb"(?: (?:0|[1-9][0-9]{0,19}+) ,){1,4096}+")
+_SPACE_COMMA = pattern(rb" , ")
 _TYPICAL: Final = (
     rb'"([^"\\\x00-\x1f]*+)" : \{%b "dtype" : "([A-Z0-9_]++)" ,%b "shape" : '
     rb"\[ ((?:0|[1-9][0-9]{0,18})(?: , (?:0|[1-9][0-9]{0,18})){0,7}+)?+ \] ,%b "
     rb'"data_offsets" : \[ (0|[1-9][0-9]{0,18}) , (0|[1-9][0-9]{0,18}) \]%b \}'
 )
-
-
-def _pattern(text: bytes) -> re.Pattern[bytes]:
-    return re.compile(text.replace(b" ", _WS))
-
-
-_PLAIN_ITEMS = _pattern(rb"(?: %b ,){1,65535}+" % _PLAIN)
-_PLAIN_MEMBERS = _pattern(rb"(?: %b : %b ,){1,65535}+" % (_PLAIN_TEXT, _PLAIN))
-_UNKNOWN_MEMBERS = _pattern(rb"(?: %b ,){1,65535}+" % _UNKNOWN)
-_TYPICAL_TENSOR = _pattern(_TYPICAL % (b"", b"", b"", b""))
-_TENSOR_WITH_MORE = _pattern(_TYPICAL % (*[rb"(?: %b ,)*+" % _UNKNOWN] * 3, rb"(?: , %b)*+" % _UNKNOWN))
+_TYPICAL_TENSOR = pattern(_TYPICAL % (b"", b"", b"", b""))
+_TENSOR_WITH_MORE = pattern(_TYPICAL % (*[rb"(?: %b ,)*+" % UNKNOWN] * 3, rb"(?: , %b)*+" % UNKNOWN))
 
 
 def scan(header: bytes, *, path: str, rules: HeaderRules) -> tuple[TensorColumns, dict[str, str]]:
@@ -105,15 +62,13 @@ def scan(header: bytes, *, path: str, rules: HeaderRules) -> tuple[TensorColumns
     return _Scanner(header, path, strict=rules is HeaderRules.STRICT).scan()
 
 
-class _Scanner:
-    """One pass over one header; ``position`` is the next byte to read."""
+class _Scanner(HeaderText):
+    """One pass over one header."""
 
     def __init__(self, header: bytes, path: str, *, strict: bool) -> None:
-        self.header = header
-        self.path = path
+        super().__init__(header, path)
         self.strict = strict
         self.typical = _TYPICAL_TENSOR if strict else _TENSOR_WITH_MORE
-        self.position = 0
         self.columns = TensorColumns()
         self.metadata: dict[str, str] | None = None
         self.metadata_seen = False
@@ -136,82 +91,6 @@ class _Scanner:
         if len(self.row_of) != len(self.columns):
             self.columns = self.columns.select(list(self.row_of.values()))
         return self.columns, self.metadata or {}
-
-    # Errors
-
-    def error(self, message: str, *, tensor: str | None = None, hint: str = "") -> HeaderError:
-        hint = hint or "the file is damaged or was written by a faulty tool: fetch it again or convert it again"
-        return HeaderError(f"{self.path}: {message}", hint=hint, path=self.path, tensor=tensor)
-
-    def refuse(self, message: str, *, at: int | None = None, tensor: str | None = None) -> NoReturn:
-        position = self.position if at is None else at
-        found = printable(self.header[position : position + 24].decode("utf-8", "replace")) or "the end of the header"
-        raise self.error(f"{message} (byte {position:,} of the header: {found!r})", tensor=tensor)
-
-    # Tokens
-
-    def skip_space(self) -> None:
-        match = _SPACE.match(self.header, self.position)
-        assert match is not None, "a pattern that may be empty always matches"
-        self.position = match.end()
-
-    def peek(self) -> bytes:
-        return self.header[self.position : self.position + 1]
-
-    def accept(self, byte: bytes) -> bool:
-        self.skip_space()
-        if self.peek() != byte:
-            return False
-        self.position += 1
-        return True
-
-    def expect(self, byte: bytes, where: str) -> None:
-        if not self.accept(byte):
-            self.refuse(f"the header is not JSON: expected '{byte.decode()}' {where}")
-
-    def text(self, what: str) -> str:
-        """Read a string, resolving its escapes."""
-        self.skip_space()
-        match = _STRING.match(self.header, self.position)
-        if match is None:
-            self.refuse(f"expected {what}, a string")
-        raw = match[1]
-        if b"\\" not in raw:
-            value = raw.decode("utf-8")
-        else:
-            value = str(json.loads(match[0].decode("utf-8")))
-            try:
-                value.encode("utf-8")
-            except UnicodeEncodeError:
-                self.refuse(f"{what} has a lone surrogate escape")
-        self.position = match.end()
-        return value
-
-    def members(self, member: Callable[[str], None], ignored: re.Pattern[bytes] | None = None) -> None:
-        """Read an object, calling ``member`` with each key; it has to read the value.
-
-        Args:
-            member: what to do with a key.
-            ignored: matches members, each with a comma behind it, of which there is nothing to be known.
-        """
-        self.position += 1
-        if self.accept(b"}"):
-            return
-        while True:
-            if ignored is not None:
-                self.pass_over(ignored)
-            key = self.text("a name")
-            self.expect(b":", "after a name")
-            self.skip_space()
-            member(key)
-            if self.accept(b"}"):
-                return
-            self.expect(b",", "or '}' after a value")
-
-    def pass_over(self, pattern: re.Pattern[bytes]) -> None:
-        """Go behind what a pattern matches, as often as it does."""
-        while (run := pattern.match(self.header, self.position)) is not None:
-            self.position = run.end()
 
     # The levels of a header
 
@@ -280,7 +159,7 @@ class _Scanner:
                 self.skip_value(depth=2)
 
         if self.peek() == b"{":
-            self.members(field, None if self.strict else _UNKNOWN_MEMBERS)
+            self.members(field, ignore_unknown=not self.strict)
         elif self.peek() == b"[" and not self.strict:
             self.position += 1
             for index, key in enumerate(_FIELDS):
@@ -369,73 +248,3 @@ class _Scanner:
         dims.append(self.integer("shape", name, shown))
         self.expect(b"]", f"after the shape of {shown}")
         return len(dims) - before
-
-    # Values that are read and not kept
-
-    def skip_value(self, depth: int) -> None:
-        """Read a value below ``depth`` levels of nesting, checking everything the reference parser checks."""
-        kinds = bytearray()  # the brackets that opened what the next value is in, the innermost last
-        while True:
-            if self.peek() not in (b"[", b"{"):
-                self.skip_plain()
-            elif self.open_container(kinds, depth):
-                self.begin_item(kinds, depth)
-                continue
-            self.close_lists(kinds)
-            while kinds and self.accept(b"]" if kinds[-1:] == b"[" else b"}"):
-                del kinds[-1:]
-            if not kinds:
-                return
-            self.expect(b",", f"or '{']' if kinds[-1:] == b'[' else '}'}' after a value")
-            self.begin_item(kinds, depth)
-
-    def open_container(self, kinds: bytearray, depth: int) -> bool:
-        """Enter a list or an object, or several lists at once; false if it was empty and has been left again."""
-        lists = _LISTS_BEGIN.match(self.header, self.position)
-        count = lists[0].count(b"[") if lists is not None else 0
-        if lists is not None and depth + len(kinds) + count <= _DEPTH_MAX:
-            kinds += b"[" * count
-            self.position = lists.end()
-        else:
-            if depth + len(kinds) >= _DEPTH_MAX:
-                self.refuse(f"values are nested deeper than {_DEPTH_MAX} levels")
-            kinds += self.peek()
-            self.position += 1
-        if self.accept(b"]" if kinds[-1:] == b"[" else b"}"):
-            del kinds[-1:]
-            return False
-        return True
-
-    def close_lists(self, kinds: bytearray) -> None:
-        """Leave the innermost lists, as many as end here."""
-        ends = _LISTS_END.match(self.header, self.position) if kinds[-1:] == b"[" else None
-        if ends is not None:
-            count = ends[0].count(b"]")
-            if count <= len(kinds) - len(kinds.rstrip(b"[")):
-                del kinds[len(kinds) - count :]
-                self.position = ends.end()
-
-    def begin_item(self, kinds: bytearray, depth: int) -> None:
-        """Go to the next value that is not plain, in an object past its key, or to the last one."""
-        in_list = kinds[-1:] == b"["
-        if depth + len(kinds) + _PLAIN_LEVELS <= _DEPTH_MAX:
-            self.pass_over(_PLAIN_ITEMS if in_list else _PLAIN_MEMBERS)
-        self.skip_space()
-        if not in_list:
-            self.text("a name")
-            self.expect(b":", "after a name")
-            self.skip_space()
-
-    def skip_plain(self) -> None:
-        """Read a text, a number or a literal."""
-        if self.peek() == b'"':
-            self.text("a value")
-        elif (literal := _LITERAL.match(self.header, self.position)) is not None:
-            self.position = literal.end()
-        else:
-            number = _NUMBER.match(self.header, self.position)
-            if number is None:
-                self.refuse("the header is not JSON: expected a value")
-            if exceeds_double(number[0]):
-                self.refuse("a number is out of range")
-            self.position = number.end()
