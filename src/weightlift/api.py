@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from weightlift.description import Description, TensorInfo
+    from weightlift.integrity import Verification
     from weightlift.keywords import LoadKeywords
+    from weightlift.manifest import Manifest
     from weightlift.types import LoadReport
 
 T = TypeVar("T")
@@ -163,3 +165,51 @@ def load_into(
     """
     options = LoadOptions(**keywords)  # type: ignore[arg-type]
     return load_module(module, _description(path, options), options, strict=strict)
+
+
+def make_manifest(path: str | os.PathLike[str] | Checkpoint, **keywords: Unpack[LoadKeywords]) -> Manifest:
+    """Read every byte of a checkpoint's files and take down what they hash to.
+
+    Args:
+        path: a path as for :func:`open`, or an opened checkpoint.
+        **keywords: the fields of :class:`~weightlift.options.LoadOptions` that say how to read.
+
+    Returns:
+        sha256 of every file and xxh3-128 of every tensor; :func:`~weightlift.manifest.write_manifest` writes it.
+
+    Raises:
+        WeightliftError: see :mod:`weightlift.errors`.
+    """
+    from weightlift.integrity import hash_checkpoint
+
+    options = LoadOptions(**keywords)  # type: ignore[arg-type]
+    return hash_checkpoint(_description(path, options), options)[0]
+
+
+def verify(
+    path: str | os.PathLike[str] | Checkpoint,
+    manifest: Manifest | str | os.PathLike[str],
+    **keywords: Unpack[LoadKeywords],
+) -> Verification:
+    """Read every byte of a checkpoint's files and compare what they hash to with a manifest.
+
+    To refuse changed tensors while loading, pass the manifest as ``verify=`` to :func:`load` instead.
+
+    Args:
+        path: a path as for :func:`open`, or an opened checkpoint.
+        manifest: a manifest or the path of one.
+        **keywords: the fields of :class:`~weightlift.options.LoadOptions` that say how to read.
+
+    Returns:
+        Everything that differs; ``.ok`` if nothing does.
+
+    Raises:
+        ManifestError: the manifest itself is no good.
+        WeightliftError: see :mod:`weightlift.errors`.
+    """
+    from weightlift.integrity import verify_checkpoint
+    from weightlift.manifest import as_manifest
+
+    options = LoadOptions(**keywords)  # type: ignore[arg-type]
+    known = as_manifest(manifest)
+    return verify_checkpoint(_description(path, options), known, options)

@@ -67,12 +67,14 @@ class Shard:
         identity: size, inode and modification time when the header was read.
         data_offset: where tensor data begins in the file.
         metadata: the header's own free-form text entries.
+        brought_in: offset and length in bytes of what reading the header brought into the page cache.
     """
 
     path: Path
     identity: FileIdentity
     data_offset: int
     metadata: Mapping[str, str]
+    brought_in: tuple[tuple[int, int], ...] = ()
 
 
 class Description:
@@ -178,6 +180,10 @@ class Description:
     def total_bytes(self) -> int:
         """Bytes of all tensors together."""
         return sum(self.lengths)
+
+    def bytes_of(self, rows: Sequence[int]) -> int:
+        """Bytes of the tensors in some rows together."""
+        return sum(map(self.lengths.__getitem__, rows))
 
     @property
     def nbytes(self) -> int:

@@ -6,8 +6,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from weightlift.destinations import Destinations
-from weightlift.errors import InsufficientMemoryError
+from weightlift.errors import InsufficientMemoryError, IntegrityError
 from weightlift.host.memory import available_processors, headroom
+from weightlift.manifest import as_manifest, described_differences, digest_differences, missing_tensors, refuse
 from weightlift.pipeline import Transfer
 from weightlift.summary import summarise, summarise_mapped
 from weightlift.targets.digest import DigestTarget, digest_tensors
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from weightlift.description import Description
+    from weightlift.manifest import Manifest
     from weightlift.options import LoadOptions
     from weightlift.targets.base import Target
     from weightlift.targets.device import DeviceAccess
@@ -42,15 +44,54 @@ def load_rows(description: Description, rows: Sequence[int], options: LoadOption
         WeightliftError: see :mod:`weightlift.errors`.
     """
     where = Destinations(description, rows, options)
+    manifest = required_manifest(description, rows, options)
     if where.discards:
-        return transfer_rows(description, rows, options, _null_target(description, rows, options))
+        null = _null_target(description, rows, options)
+        return transfer_rows(description, rows, options, null, manifest=manifest)
     if options.method is Method.MMAP and where.in_host_memory and options.dtype is None:
-        return _load_mapped(description, rows, options, where.maker)
+        return _load_mapped(description, rows, options, where.maker, manifest)
     target = where.target(rows)
     check_fit(target)
     return transfer_rows(
-        description, rows, options, target, accesses=where.accesses, staging_reason=where.staging_reason
+        description,
+        rows,
+        options,
+        target,
+        accesses=where.accesses,
+        staging_reason=where.staging_reason,
+        manifest=manifest,
     )
+
+
+def required_manifest(description: Description, rows: Sequence[int], options: LoadOptions) -> Manifest | None:
+    """The manifest that the tensors have to satisfy, if one was given; names, types and shapes do already.
+
+    Raises:
+        IntegrityError: a tensor is not described as the manifest says, or one that was not left out is missing.
+        ManifestError: the manifest itself is no good.
+    """
+    if options.verify is None:
+        return None
+    manifest = as_manifest(options.verify)
+    differences = described_differences(description, rows, manifest)
+    if options.names is None:
+        missing = missing_tensors(description, manifest)
+        differences |= dict.fromkeys(missing, "is in the manifest and not in the checkpoint")
+    refuse(description, differences)
+    return manifest
+
+
+def verify_beforehand(
+    description: Description, rows: Sequence[int], options: LoadOptions, manifest: Manifest | None
+) -> None:
+    """Read tensors once only to hash them, where they cannot be looked at before they are handed out.
+
+    Raises:
+        IntegrityError: a tensor has other bytes than the manifest says.
+    """
+    if manifest is not None:
+        target = DigestTarget(description, rows, available_processors())
+        transfer_rows(description, rows, options, target, manifest=manifest)
 
 
 def check_fit(target: Target) -> None:
@@ -71,7 +112,7 @@ def check_fit(target: Target) -> None:
 
 
 def _null_target(description: Description, rows: Sequence[int], options: LoadOptions) -> Target:
-    if options.digest:
+    if options.digest or options.verify is not None:
         return DigestTarget(description, rows, available_processors())
     return NullTarget(description, rows)
 
@@ -91,6 +132,7 @@ def transfer_rows(
     *,
     accesses: Sequence[DeviceAccess] = (),
     staging_reason: str = "",
+    manifest: Manifest | None = None,
 ) -> Loaded:
     """Read what a target wants, and report.
 
@@ -101,6 +143,10 @@ def transfer_rows(
         target: where the tensors go.
         accesses: the GPUs that the target copies to.
         staging_reason: why some device is not among them.
+        manifest: what the bytes of the tensors have to be.
+
+    Raises:
+        IntegrityError: a tensor has other bytes than the manifest says.
     """
     transfer = Transfer(
         description,
@@ -111,11 +157,14 @@ def transfer_rows(
     )
     transfer.run(target)
     with transfer.aborting():
-        digests = _digests(description, rows, options, target)
+        wanted = options.digest or manifest is not None
+        digests = _digests(description, rows, options, target) if wanted else {}
         tensors = transfer.tensors(target)
+        if isinstance(target, DigestTarget):
+            digests = {description.names[row]: target.digests[description.names[row]] for row in rows}
+        if manifest is not None:
+            refuse(description, digest_differences(digests, manifest))
     finished = transfer.finish()
-    if isinstance(target, DigestTarget):
-        digests = {description.names[row]: target.digests[description.names[row]] for row in rows}
     report = summarise(
         transfer,
         description,
@@ -124,23 +173,29 @@ def transfer_rows(
         device=target.device,
         staging_reason=staging_reason,
         finished=finished,
-        digests=digests,
+        digests=digests if options.digest else {},
     )
     return tensors, report
 
 
 def _digests(description: Description, rows: Sequence[int], options: LoadOptions, target: Target) -> dict[str, str]:
-    if not options.digest or isinstance(target, DigestTarget):
+    if isinstance(target, DigestTarget):
         return {}
     if isinstance(target, HostTarget):
         return digest_tensors(dict(target.stored()), available_processors())
     # Converted tensors no longer hold the bytes as stored, so these are read once more.
     second = DigestTarget(description, rows, available_processors())
-    _, report = transfer_rows(description, rows, replace(options, recording=None), second)
-    return dict(report.digests)
+    transfer_rows(description, rows, replace(options, recording=None), second)
+    return second.digests
 
 
-def _load_mapped(description: Description, rows: Sequence[int], options: LoadOptions, maker: TensorMaker) -> Loaded:
+def _load_mapped(
+    description: Description,
+    rows: Sequence[int],
+    options: LoadOptions,
+    maker: TensorMaker,
+    manifest: Manifest | None,
+) -> Loaded:
     """Hand out views of mapped files; tensors misaligned in the file are read into memory of their own."""
     mapped = mappable_rows(description, rows)
     aligned = set(mapped)
@@ -151,13 +206,22 @@ def _load_mapped(description: Description, rows: Sequence[int], options: LoadOpt
     transfer.run(target)
     with transfer.aborting():
         descriptors = {index: transfer.shards.sources[index].descriptor for index in used}
-        mappings = map_shards(description, used, descriptors, readonly=options.readonly)
-        tensors = dict(mapped_tensors(description, mapped, mappings, maker)) | dict(target.finish())
+        mappings = map_shards(description, used, descriptors, readonly=options.readonly, keep=transfer.cache.keep)
         digests = {}
-        if options.digest:
+        if options.digest or manifest is not None:
             digests = _digests_of_mappings(description, rows, mappings)
+        try:
+            if manifest is not None:
+                refuse(description, digest_differences(digests, manifest))
+        except IntegrityError:
+            # The error's traceback would keep them as long as somebody keeps the error.
+            for mapping in mappings.values():
+                mapping.close()
+            raise
+        tensors = dict(mapped_tensors(description, mapped, mappings, maker)) | dict(target.finish())
     finished = transfer.finish()
-    report = summarise_mapped(transfer, description, rows, options, owned=owned, finished=finished, digests=digests)
+    shown = digests if options.digest else {}
+    report = summarise_mapped(transfer, description, rows, options, owned=owned, finished=finished, digests=shown)
     return [(description.names[row], tensors[description.names[row]]) for row in rows], report
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from weightlift.errors import StateMismatchError, UnsupportedError, printable
-from weightlift.loading import transfer_rows
+from weightlift.loading import required_manifest, transfer_rows, verify_beforehand
 from weightlift.selection import select_rows
 from weightlift.targets.access import gpu_access
 from weightlift.targets.frameworks import pick_framework
@@ -47,6 +47,7 @@ def load_module(module: Any, description: Description, options: LoadOptions, *, 
 
     Raises:
         StateMismatchError: names or shapes differ; the module is unchanged.
+        IntegrityError: a tensor is not as ``verify`` says; the module is unchanged.
         UnsupportedError: the method hands out mappings, which cannot fill existing memory.
     """
     if options.method is Method.MMAP:
@@ -69,6 +70,8 @@ def load_module(module: Any, description: Description, options: LoadOptions, *, 
     maker = pick_framework(Framework.TORCH)
     accesses, reason = _accesses(destinations[name] for name in found)
     target = ModuleTarget(description, rows, maker, destinations, accesses)
+    # The module shall be unchanged if a tensor is refused, so they are all looked at before the first is written.
+    verify_beforehand(description, rows, options, required_manifest(description, rows, options))
     _, report = transfer_rows(description, rows, options, target, accesses=accesses, staging_reason=reason)
     return LoadIntoResult(missing, unexpected, report)
 

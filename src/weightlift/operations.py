@@ -8,12 +8,13 @@ planner makes, both engines read and the pipeline acts upon.
 from __future__ import annotations
 
 import enum
+from array import array
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from array import array
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from weightlift.steps import Steps
 
@@ -86,6 +87,12 @@ class CopyTable:
     numbers: array[int]
     first: int
     count: int
+
+
+def make_copy_table(entries: Iterable[tuple[int, int, int]]) -> CopyTable:
+    """A copy table of its own from ``(offset, length, address)`` entries, by rising offset."""
+    numbers = array("Q", chain.from_iterable(entries))
+    return CopyTable(numbers, 0, len(numbers) // COPY_FIELDS)
 
 
 class Extent(NamedTuple):

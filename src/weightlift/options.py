@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import enum
     from collections.abc import Callable
 
+    from weightlift.manifest import Manifest
+
 
 DEFAULT_HOST_MEMORY_BYTES: Final = 128 * MIB
 SMALLEST_HOST_MEMORY_BYTES: Final = 8 * MIB
@@ -81,6 +83,7 @@ class LoadOptions:
         progress: called with ``(bytes done, bytes in all)`` while the load runs; ``None`` for silence.
         readonly: with ``method="mmap"``, hand out shared read-only tensors instead of private writable ones.
         digest: compute the xxh3-128 digest of every tensor's bytes as stored.
+        verify: a :class:`~weightlift.manifest.Manifest` or the path of one; refuse tensors that are not as it says.
         workers: a fixed number of reading threads; ``None`` finds it while loading.
         chunk_bytes: a fixed chunk size, a number of bytes or like ``"4MiB"``; ``None`` finds it while loading.
         watch_seconds: after how many seconds in which nothing has landed a line on the standard error stream says what
@@ -107,6 +110,7 @@ class LoadOptions:
     progress: Callable[[int, int], None] | None = None
     readonly: bool = False
     digest: bool = False
+    verify: Manifest | str | os.PathLike[str] | None = None
     workers: int | None = field(default_factory=lambda: from_environment("WEIGHTLIFT_WORKERS"))  # type: ignore[assignment]
     chunk_bytes: int | None = field(default_factory=lambda: from_environment("WEIGHTLIFT_CHUNK"))  # type: ignore[assignment]
 
@@ -131,6 +135,13 @@ class LoadOptions:
         self._set("watch_seconds", _checked_watch(self.watch_seconds))
         if self.recording is not None and not isinstance(self.recording, Recording):
             raise OptionError(f"recording={self.recording!r} is not a weightlift.Recording")
+        if self.verify is not None and not isinstance(self.verify, str | os.PathLike):
+            from weightlift.manifest import Manifest
+
+            if not isinstance(self.verify, Manifest):
+                raise OptionError(
+                    f"verify={self.verify!r} is not a manifest", hint="pass a weightlift.Manifest or the path of one"
+                )
         for option in ("readonly", "digest"):
             if not isinstance(getattr(self, option), bool):
                 raise OptionError(f"{option}={getattr(self, option)!r} is not True or False")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from weightlift.device_staging import StagingLoan
 from weightlift.engines.choice import make_engine
-from weightlift.engines.counting import count_cached
+from weightlift.engines.probing import run_probes
 from weightlift.failures import abandon, raise_failure
 from weightlift.host.memory import headroom
 from weightlift.load_staging import size_staging, take_staging
@@ -92,7 +92,7 @@ class Transfer:
             want_direct=options.method in {Method.AUTO, Method.DIRECT},
             want_mapping=options.method is Method.MMAP,
             look_at_cache=look_at_cache,
-            count_cached=count_cached,
+            ask=run_probes,
         )
         available = headroom()
         self.cache: CacheDecision = decide_cache(
@@ -347,8 +347,8 @@ class Transfer:
         engine.join(_STUCK_SECONDS)
         self._stop_recording(engine)
         engine.close()
-        if not self.cache.keep and any(use.buffered_bytes or use.mapped_bytes for use in self.uses.values()):
-            self.shards.sweep()
+        if not self.cache.keep:
+            self.shards.sweep(self.uses)
         cached = self.shards.cached_now()
         assert self._slots is not None
         for target in self._targets:

@@ -19,18 +19,21 @@ from typing import TYPE_CHECKING, Final, Self
 from weightlift.description import FileIdentity
 from weightlift.errors import AccessError, CheckpointNotFoundError, FileChangedError, ReadError, TruncatedFileError
 from weightlift.host import kernel, residency, storage
+from weightlift.host.probes import run_probes
 from weightlift.operations import ShardSource
 from weightlift.plan import GRANULE_BYTES, ShardFacts
-from weightlift.units import KIB, PAGE_BYTES
+from weightlift.units import KIB, MIB, PAGE_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
 
     from weightlift.description import Description, Shard
-    from weightlift.host.residency import CountCached
+    from weightlift.host.probes import RunProbes
+    from weightlift.operations import ShardUse
 
 
+_COUNTED_BYTES: Final = 64 * MIB
 _SWEEPS_MAX: Final = 20
 _SWEEP_PAUSE_SECONDS: Final = 0.005
 _SWEPT_BYTES: Final = 64 * KIB
@@ -45,7 +48,7 @@ class OpenShards:
         want_direct: open for direct reads where the file system takes them.
         want_mapping: map each shard, shared and read-only.
         look_at_cache: record what the page cache holds; otherwise it counts as unknown.
-        count_cached: a quicker way to look at the page cache than :func:`weightlift.host.residency.count_cached`.
+        ask: how to ask the files several things at once.
 
     Raises:
         CheckpointNotFoundError: a shard is gone.
@@ -61,10 +64,10 @@ class OpenShards:
         want_direct: bool,
         want_mapping: bool = False,
         look_at_cache: bool = True,
-        count_cached: CountCached | None = None,
+        ask: RunProbes = run_probes,
     ) -> None:
         self._look_at_cache = look_at_cache
-        self._count_cached = count_cached
+        self._ask = ask
         self._description = description
         self._used = tuple(used)
         self._stack = contextlib.ExitStack()
@@ -73,68 +76,69 @@ class OpenShards:
         self.facts: list[ShardFacts] = []
         self.mappings: dict[int, mmap.mmap] = {}
         try:
-            wanted = frozenset(self._used)
-            for index, shard in enumerate(description.shards):
-                if index in wanted:
-                    self._open(index, shard, want_direct=want_direct, want_mapping=want_mapping)
-                else:
-                    self.sources.append(ShardSource(-1, -1, shard.identity.size_bytes, PAGE_BYTES))
-                    self.facts.append(ShardFacts(shard.path.name, shard.identity.size_bytes, False, "", False, None))
+            self._open(want_direct=want_direct, want_mapping=want_mapping)
         except BaseException:
             self._stack.close()
             raise
 
-    def _open(self, index: int, shard: Shard, *, want_direct: bool, want_mapping: bool) -> None:
-        size = shard.identity.size_bytes
-        descriptor = _open_file(shard.path, os.O_RDONLY)
-        self._stack.callback(kernel.close_quickly, descriptor)
-        _check_identity(shard, descriptor, "since its header was read")
-        access, direct_descriptor = self._open_direct(shard.path) if want_direct else (None, -1)
-        if direct_descriptor >= 0:
-            self._stack.callback(kernel.close_quickly, direct_descriptor)
-        cached = None
-        if self._look_at_cache:
-            cached = residency.residency_map(descriptor, size, GRANULE_BYTES, self._count_cached)
-        if cached is not None:
-            # Recorded now, since read-ahead of the load itself would make neighbours look as if they had been cached.
-            self._absent[index] = residency.absent_ranges(descriptor, cached)
-        mapping_address = 0
-        if want_mapping and size:
-            mapping = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
-            self._stack.callback(mapping.close)
-            self.mappings[index] = mapping
-            mapping_address = _readonly_address(mapping)
-        self.sources.append(
-            ShardSource(
-                descriptor,
-                direct_descriptor,
-                size,
-                access.offset_alignment if access and access.supported else PAGE_BYTES,
-                mapping_address,
+    def _open(self, *, want_direct: bool, want_mapping: bool) -> None:
+        descriptors: dict[int, int] = {}
+        trials: dict[int, storage.DirectTrial] = {}
+        for index in sorted(self._used):
+            shard = self._description.shards[index]
+            descriptors[index] = descriptor = _open_file(shard.path)
+            self._stack.callback(kernel.close_quickly, descriptor)
+            _check_identity(shard, descriptor, "since its header was read")
+            if want_direct:
+                trials[index] = storage.DirectTrial(shard.path)
+                self._stack.callback(trials[index].close)
+        counts, answers = self._look(descriptors, trials)
+        for index, shard in enumerate(self._description.shards):
+            size = shard.identity.size_bytes
+            if index not in descriptors:
+                self.sources.append(ShardSource(-1, -1, size, PAGE_BYTES))
+                self.facts.append(ShardFacts(shard.path.name, size, False, "", False, None))
+                continue
+            access = _judge_direct(trials[index], answers.get(index)) if want_direct else None
+            cached = None
+            if self._look_at_cache:
+                cached = residency.residency_map(descriptors[index], size, GRANULE_BYTES, counts.get(index))
+            if cached is not None:
+                # Recorded now, since read-ahead of the load would make neighbours look as if they had been cached.
+                absent = residency.absent_ranges(descriptors[index], cached)
+                self._absent[index] = residency.united([*shard.brought_in, *absent])
+            self.sources.append(
+                ShardSource(
+                    descriptors[index],
+                    trials[index].fd if want_direct else -1,
+                    size,
+                    access.offset_alignment if access and access.supported else PAGE_BYTES,
+                    self._map(index, descriptors[index], size) if want_mapping and size else 0,
+                )
             )
-        )
-        self.facts.append(
-            ShardFacts(
-                shard.path.name,
-                size,
-                direct_descriptor >= 0,
-                access.reason if access else "direct reads were not asked for",
-                False,
-                cached,
+            reason = access.reason if access else "direct reads were not asked for"
+            self.facts.append(
+                ShardFacts(shard.path.name, size, bool(access and access.supported), reason, False, cached)
             )
-        )
 
-    @staticmethod
-    def _open_direct(path: Path) -> tuple[storage.DirectAccess, int]:
-        access, descriptor = storage.open_direct(path)
-        if descriptor >= 0 and access.offset_alignment > PAGE_BYTES:
-            # Slots and regions leave a page of room around what is read, no more.
-            kernel.close_quickly(descriptor)
-            reason = (
-                f"it wants direct reads aligned to {access.offset_alignment} bytes, more than the {PAGE_BYTES} used"
-            )
-            return replace(access, supported=False, reason=reason), -1
-        return access, descriptor
+    def _look(
+        self, descriptors: dict[int, int], trials: dict[int, storage.DirectTrial]
+    ) -> tuple[dict[int, list[int | None]], dict[int, int]]:
+        """Try direct reads and count cached blocks in one go; without a word about blocks that are quickly counted."""
+        files = [(fd, self._description.shards[index].identity.size_bytes) for index, fd in descriptors.items()]
+        if not self._look_at_cache or sum(size for _, size in files) <= kernel.QUICK_RANGE_BYTES:
+            files = []
+        probes = {index: trial.probe for index, trial in trials.items() if trial.probe is not None}
+        step = GRANULE_BYTES * residency.BLOCK_GRANULES
+        counts, answers = residency.count_together(files, step, self._ask, list(probes.values()))
+        by_shard = dict(zip(descriptors, counts, strict=True)) if files else {}
+        return by_shard, dict(zip(probes, answers, strict=True))
+
+    def _map(self, index: int, descriptor: int, size: int) -> int:
+        mapping = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
+        self._stack.callback(mapping.close)
+        self.mappings[index] = mapping
+        return _readonly_address(mapping)
 
     def probe_uncached(self) -> None:
         """Find out which shards take uncached buffered reads; until asked, none is known to."""
@@ -169,20 +173,26 @@ class OpenShards:
         """Bytes of the shards that the page cache holds; ``None`` if unknown for one of them."""
         if not self._look_at_cache:
             return None
-        counts = [
-            residency.residency(self.sources[index].descriptor, self.facts[index].size_bytes, self._count_cached)
-            for index in self._used
-        ]
-        return None if None in counts else sum(count for count in counts if count is not None)
+        files = [(self.sources[index].descriptor, self.facts[index].size_bytes) for index in self._used]
+        quick = sum(size for _, size in files) <= kernel.QUICK_RANGE_BYTES
+        counts, _ = residency.count_together(files, _COUNTED_BYTES, run_probes if quick else self._ask)
+        flat = [count for shard in counts for count in shard]
+        return None if None in flat else sum(count for count in flat if count is not None)
 
-    def sweep(self) -> None:
-        """Drop from the page cache what was not in it when the shards were opened, and only that.
+    def sweep(self, uses: Mapping[int, ShardUse] | None = None) -> None:
+        """Drop from the page cache what was not in it before the shards' headers were read, and only that.
 
         Read-ahead that is still under way is skipped by the kernel and arrives afterwards, so the sweep is repeated for
         a moment until nothing to speak of is left.
+
+        Args:
+            uses: how the shards were read, if that is known: only the header of one never read through the page cache
+                can be in it.
         """
-        for index, ranges in self._absent.items():
+        for index, absent in self._absent.items():
             descriptor = self.sources[index].descriptor
+            through_it = uses is None or uses[index].buffered_bytes or uses[index].mapped_bytes
+            ranges = absent if through_it else self._description.shards[index].brought_in
             for _ in range(_SWEEPS_MAX if ranges else 0):
                 residency.sweep(descriptor, ranges)
                 left = residency.cached_in(descriptor, ranges)
@@ -247,9 +257,19 @@ def _address_of(view: memoryview) -> int:
         release(ctypes.byref(buffer))
 
 
-def _open_file(path: Path, flags: int) -> int:
+def _judge_direct(trial: storage.DirectTrial, answer: int | None) -> storage.DirectAccess:
+    access = trial.judge(answer)
+    if access.offset_alignment <= PAGE_BYTES:
+        return access
+    # Slots and regions leave a page of room around what is read, no more.
+    trial.close()
+    reason = f"it wants direct reads aligned to {access.offset_alignment} bytes, more than the {PAGE_BYTES} used"
+    return replace(access, supported=False, reason=reason)
+
+
+def _open_file(path: Path) -> int:
     try:
-        return os.open(path, flags | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
+        return kernel.open_quickly(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     except FileNotFoundError as err:
         raise CheckpointNotFoundError(
             f"{path}: the file is gone since its header was read", hint="open the checkpoint again", path=path

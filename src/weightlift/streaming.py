@@ -14,11 +14,15 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from weightlift.destinations import Destinations
 from weightlift.errors import OptionError
+from weightlift.host.memory import available_processors
 from weightlift.layout import lay_out
-from weightlift.loading import shards_of
+from weightlift.loading import required_manifest, shards_of, verify_beforehand
+from weightlift.manifest import digest_differences, refuse
 from weightlift.operations import ChunkReady, ExtentDone
 from weightlift.pipeline import Transfer
 from weightlift.summary import summarise
+from weightlift.targets.digest import digest_tensors
+from weightlift.targets.host import HostTarget
 from weightlift.types import Method
 from weightlift.units import MIB
 
@@ -67,6 +71,10 @@ class TensorStream:
         self._options = options
         self._where = where
         self._closed = True
+        self._manifest = required_manifest(description, rows, options)
+        if options.dtype is not None or not where.in_host_memory:
+            # What is converted or on a device cannot be hashed as it was stored.
+            verify_beforehand(description, rows, options, self._manifest)
         self._pending: deque[Sequence[int]] = deque(self._unit_rows())
         self._flying: deque[_Unit] = deque()
         self._by_extent: list[_Unit] = []
@@ -81,7 +89,7 @@ class TensorStream:
             accesses=where.accesses,
         )
         with self._transfer.aborting():
-            self._transfer.begin_stream(sum(map(description.lengths.__getitem__, rows)))
+            self._transfer.begin_stream(description.bytes_of(rows))
         self._closed = False
         self._delivered = time.monotonic()
 
@@ -107,7 +115,8 @@ class TensorStream:
         self._transfer.consumer_seconds += asked - self._delivered
         with self._ending():
             unit = self._wait_for_unit()
-        self._transfer.waiting_seconds += time.monotonic() - asked
+            self._transfer.waiting_seconds += time.monotonic() - asked
+            self._verify(unit)
         if unit is None:
             self._finish()
             raise StopIteration
@@ -138,6 +147,13 @@ class TensorStream:
                 return self._flying.popleft()
             self._take_events(wait=True)
             self._transfer.tick(host_bytes=0 if self._where.accesses else None)
+
+    def _verify(self, unit: _Unit | None) -> None:
+        """Raise if a tensor about to be handed out has other bytes than the manifest says."""
+        if self._manifest is None or unit is None or not isinstance(unit.target, HostTarget):
+            return
+        digests = digest_tensors(dict(unit.target.stored()), available_processors())
+        refuse(self._description, digest_differences(digests, self._manifest))
 
     def _take_events(self, *, wait: bool) -> None:
         for event in self._transfer.events(wait=wait):

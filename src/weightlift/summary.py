@@ -175,7 +175,7 @@ def summarise(
     used: dict[str, int] = {key: sum(file.used[key] for file in files) for key in ("direct", "buffered", "mmap")}
     return LoadReport(
         tensors=len(rows),
-        nbytes=sum(map(description.lengths.__getitem__, rows)),
+        nbytes=description.bytes_of(rows),
         seconds=time.monotonic() - transfer.started,
         phases=transfer.phases,
         device=device,
@@ -240,7 +240,7 @@ def summarise_mapped(
     reason = f"method=mmap was asked for: the tensors are {kind} views of the files and are read when first touched"
     if owned:
         reason += f"; {len(owned)} lie at addresses wrong for their data type and were read into memory of their own"
-    handed_out = base.nbytes - sum(map(description.lengths.__getitem__, owned))
+    handed_out = base.nbytes - description.bytes_of(owned)
     return replace(
         base,
         engine=base.engine if owned else "none",

@@ -2,37 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import sys
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from weightlift.api import load
 from weightlift.cli.arguments import add_checkpoint, described
 from weightlift.cli.outcome import ExitCode, write_json
+from weightlift.cli.reading import READING, add_progress, add_reading, given, progress_of
 from weightlift.cli.recorded import recorded
-from weightlift.types import CachePolicy, EngineName, Framework, Method
+from weightlift.types import Framework
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from contextlib import AbstractContextManager
+    import argparse
 
 SUMMARY: str = "load a checkpoint and report time, read path and memory"
 
-_OPTIONS: Final = (
-    "method",
-    "cache",
-    "host_memory",
-    "engine",
-    "device",
-    "names",
-    "dtype",
-    "framework",
-    "header",
-    "workers",
-    "chunk_bytes",
-    "watch_seconds",
-)
+_OPTIONS: Final = (*READING, "device", "names", "dtype", "framework", "verify", "watch_seconds")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -43,13 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="DEVICE",
         help=described("where tensors go: cpu, null (read and discard) or a device of the framework", "device"),
     )
-    for option, kind in (("method", Method), ("cache", CachePolicy), ("engine", EngineName)):
-        parser.add_argument(
-            f"--{option}",
-            choices=[member.value for member in kind],
-            help=described("", option, f"WEIGHTLIFT_{option.upper()}"),
-        )
-    parser.add_argument("--host-memory", metavar="SIZE", help=described("", "host_memory", "WEIGHTLIFT_HOST_MEMORY"))
+    add_reading(parser)
     parser.add_argument(
         "--framework",
         choices=[framework.value for framework in Framework],
@@ -59,18 +38,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         metavar="TYPE",
         help=described("convert floating-point tensors, for example to float16", "dtype", otherwise="as stored"),
-    )
-    parser.add_argument(
-        "--workers",
-        metavar="N",
-        type=int,
-        help=described("", "workers", "WEIGHTLIFT_WORKERS", otherwise="found while loading"),
-    )
-    parser.add_argument(
-        "--chunk",
-        metavar="SIZE",
-        dest="chunk_bytes",
-        help=described("", "chunk_bytes", "WEIGHTLIFT_CHUNK", otherwise="found while loading"),
     )
     parser.add_argument(
         "--trace",
@@ -85,25 +52,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help=described("", "watch_seconds", "WEIGHTLIFT_WATCH"),
     )
     parser.add_argument("--digest", action="store_true", help="print the xxh3-128 digest of every tensor as stored")
-    _add_talk(parser)
-
-
-def _add_talk(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--progress",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="show progress on stderr; without this option only on a terminal and not with --json",
+        "--verify", metavar="MANIFEST", help="refuse tensors whose bytes are not those of a manifest (default: do not)"
     )
+    add_progress(parser)
     parser.add_argument("--verbose", "-v", action="store_true", help="show every file and every term of the budget")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Load, then print the report."""
-    keywords: dict[str, Any] = {
-        option: getattr(arguments, option) for option in _OPTIONS if getattr(arguments, option) is not None
-    }
-    with _progress(arguments) as progress, recorded(arguments.trace, arguments.report, arguments.path) as written:
+    keywords = given(arguments, _OPTIONS)
+    with progress_of(arguments) as progress, recorded(arguments.trace, arguments.report, arguments.path) as written:
         keywords["recording"] = written.recording
         report = written.report = load(arguments.path, progress=progress, digest=arguments.digest, **keywords).report
     if arguments.json:
@@ -116,13 +75,3 @@ def run(arguments: argparse.Namespace) -> int:
     for line in digest_lines(report):
         print(line)
     return ExitCode.DONE
-
-
-def _progress(arguments: argparse.Namespace) -> AbstractContextManager[Callable[[int, int], None] | None]:
-    on_terminal = sys.stderr.isatty()
-    wanted = on_terminal and not arguments.json if arguments.progress is None else arguments.progress
-    if not wanted:
-        return contextlib.nullcontext()
-    from weightlift.reports.progress import progress_bar, progress_lines
-
-    return progress_bar(sys.stderr) if on_terminal else contextlib.nullcontext(progress_lines(sys.stderr))

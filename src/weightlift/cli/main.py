@@ -13,8 +13,9 @@ import sys
 from typing import TYPE_CHECKING, Final, NoReturn, Protocol
 
 from weightlift._version import __version__
-from weightlift.cli import doctor, inspect, load
+from weightlift.cli import doctor, inspect, load, manifest, verify
 from weightlift.cli.outcome import ExitCode, UsageError, exit_code, write_error
+from weightlift.cli.spelling import as_options, option_spellings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,6 +36,8 @@ class Command(Protocol):
 COMMANDS: Final[dict[str, Command]] = {
     "load": load,
     "inspect": inspect,
+    "manifest": manifest,
+    "verify": verify,
     "doctor": doctor,
 }
 
@@ -99,7 +102,10 @@ def _reported(words: Sequence[str]) -> int:
     except SystemExit as finished:  # --help and --version
         return int(finished.code or 0)
     except (Exception, KeyboardInterrupt) as err:  # noqa: BLE001 - the outermost place: everything becomes an exit code
-        write_error(err, as_json="--json" in words, debug="--debug" in words)
+        options = option_spellings(make_parser())
+        write_error(
+            err, as_json="--json" in words, debug="--debug" in words, spell=lambda text: as_options(text, options)
+        )
         return exit_code(err)
 
 

@@ -1056,46 +1056,59 @@ static void end_watch(wl_engine *engine) {
     engine->watch.started = 0;
 }
 
-/* ---- residency -------------------------------------------------------------------------------------------------- */
+/* ---- looking at files before they are read -------------------------------------------------------------------- */
 
 typedef struct {
-    int fd;
-    uint64_t offset, length, step;
-    int64_t *pages; /* out, per step: pages cached, or -errno */
-    uint64_t next;  /* taken atomically */
-} residency_walk;
+    int32_t fd;
+    uint32_t unused;
+    uint64_t offset, length;
+    uint64_t address; /* memory for one read, or 0: count the cached pages of the range */
+    int64_t result;   /* out: bytes read, or pages cached, or -errno */
+} wl_probe_job;
 
-static void *walk_residency(void *argument) {
-    residency_walk *walk = argument;
-    uint64_t steps = (walk->length + walk->step - 1) / walk->step, i;
-    while ((i = __atomic_fetch_add(&walk->next, 1, __ATOMIC_RELAXED)) < steps) {
-#if defined(__linux__) && !defined(__alpha__) && !defined(__mips__)
-        uint64_t done = i * walk->step, left = walk->length - done;
-        uint64_t range[2] = {walk->offset + done, left < walk->step ? left : walk->step}, counts[5] = {0};
-        long failed = syscall(CACHESTAT, walk->fd, range, counts, 0);
-        walk->pages[i] = failed ? -errno : (int64_t)counts[0];
-#else
-        walk->pages[i] = -ENOSYS;
-#endif
+typedef struct {
+    wl_probe_job *jobs;
+    uint64_t count, next; /* the latter is taken atomically */
+} probe_walk;
+
+static int64_t probe_once(const wl_probe_job *job) {
+    if (job->address) {
+        ssize_t got;
+        do got = pread(job->fd, at(job->address), job->length, (off_t)job->offset);
+        while (got < 0 && errno == EINTR);
+        return got < 0 ? -errno : (int64_t)got;
     }
+#if defined(__linux__) && !defined(__alpha__) && !defined(__mips__)
+    uint64_t range[2] = {job->offset, job->length}, counts[5] = {0};
+    return syscall(CACHESTAT, job->fd, range, counts, 0) ? -errno : (int64_t)counts[0];
+#else
+    return -ENOSYS;
+#endif
+}
+
+static void *walk_probes(void *argument) {
+    probe_walk *walk = argument;
+    uint64_t i;
+    while ((i = __atomic_fetch_add(&walk->next, 1, __ATOMIC_RELAXED)) < walk->count)
+        walk->jobs[i].result = probe_once(&walk->jobs[i]);
     return NULL;
 }
 
-/* Counts cached pages step by step with several threads: walking a large cached file takes one thread longer than
- * several take to copy a good part of it. */
-EXPORT void wl_count_cached(int32_t fd, uint64_t offset, uint64_t length, uint64_t step, int64_t *pages,
-                            uint32_t threads) {
-    residency_walk walk = {fd, offset, length, step, pages, 0};
+/* Does all that a load wants to know of its files at once: trial reads, and cached pages, range by range. Several threads,
+ * since walking a large cached file takes one of them longer than several take to copy a good part of it; one call, since
+ * each that waits costs the caller a switch interval beside a busy thread of Python's. */
+EXPORT void wl_probe(wl_probe_job *jobs, uint64_t count, uint32_t threads) {
+    probe_walk walk = {jobs, count, 0};
     pthread_t helpers[MAX_WALKERS];
     uint32_t started = 0;
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_BLOCK, &all, &before);
-    while (started + 1 < threads && started < MAX_WALKERS && (started + 1) * step < length &&
-           !pthread_create(&helpers[started], NULL, walk_residency, &walk))
+    while (started + 1 < threads && started < MAX_WALKERS && started + 1 < count &&
+           !pthread_create(&helpers[started], NULL, walk_probes, &walk))
         started++;
     pthread_sigmask(SIG_SETMASK, &before, NULL);
-    walk_residency(&walk);
+    walk_probes(&walk);
     for (uint32_t i = 0; i < started; i++) pthread_join(helpers[i], NULL);
 }
 

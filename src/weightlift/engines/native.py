@@ -41,6 +41,7 @@ _ABI: Final = 6
 _EVENTS_PER_POLL: Final = 64
 _ACTIVITY_ROOM: Final = 64
 _NANOSECONDS: Final = 1e-9
+_LEAVING_MILLISECONDS: Final = 1
 
 
 class _Shard(ctypes.Structure):
@@ -122,9 +123,10 @@ class _Queue(ctypes.Structure):
     )
 
 
-_WAITING: Final = frozenset(("wl_poll", "wl_join", "wl_count_cached"))
+_WAITING: Final = frozenset(("wl_poll", "wl_join", "wl_probe"))
 """Functions that wait, and so release the interpreter lock. All others return at once and keep it: getting it back from
-a busy Python thread takes a whole switch interval, several times over for every chunk."""
+a busy Python thread takes a whole switch interval, several times over for every chunk. For calls of these that will not
+wait long either there is a second one, with ``_now`` behind its name, that keeps the lock."""
 
 _SIGNATURES: Final[dict[str, tuple[object, tuple[object, ...]]]] = {
     "wl_abi": (ctypes.c_uint32, ()),
@@ -153,10 +155,7 @@ _SIGNATURES: Final[dict[str, tuple[object, tuple[object, ...]]]] = {
     "wl_cancel": (None, (ctypes.c_void_p,)),
     "wl_join": (ctypes.c_uint32, (ctypes.c_void_p, ctypes.c_uint32)),
     "wl_free": (None, (ctypes.c_void_p,)),
-    "wl_count_cached": (
-        None,
-        (ctypes.c_int32, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_void_p, ctypes.c_uint32),
-    ),
+    "wl_probe": (None, (ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32)),
 }
 
 
@@ -176,6 +175,10 @@ class Library:
             function = getattr(waiting if name in _WAITING else quick, name)
             function.restype, function.argtypes = result, arguments
             setattr(self, name, function)
+        for name in _WAITING:
+            function = getattr(quick, name)
+            function.restype, function.argtypes = _SIGNATURES[name]
+            setattr(self, f"{name}_now", function)
 
     if TYPE_CHECKING:
 
@@ -279,7 +282,9 @@ class NativeEngine:
     def poll(self, timeout_seconds: float) -> list[Event]:
         """See :class:`~weightlift.operations.Engine`."""
         events = self._events
-        count = self._library.wl_poll(self._engine, events, _EVENTS_PER_POLL, int(timeout_seconds * 1000))
+        count = self._library.wl_poll_now(self._engine, events, _EVENTS_PER_POLL, 0)
+        if not count and timeout_seconds > 0:
+            count = self._library.wl_poll(self._engine, events, _EVENTS_PER_POLL, int(timeout_seconds * 1000))
         return [self._event(events[index]) for index in range(count)]
 
     def _event(self, event: _Event) -> Event:
@@ -371,7 +376,9 @@ class NativeEngine:
 
     def join(self, timeout_seconds: float) -> int:
         """See :class:`~weightlift.operations.Engine`."""
-        return int(self._library.wl_join(self._engine, int(timeout_seconds * 1000)))
+        # Threads with nothing left to do leave at once.
+        left = self._library.wl_join_now(self._engine, _LEAVING_MILLISECONDS)
+        return int(left and self._library.wl_join(self._engine, int(timeout_seconds * 1000)))
 
     def close(self) -> None:
         """See :class:`~weightlift.operations.Engine`."""

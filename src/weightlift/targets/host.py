@@ -7,12 +7,11 @@ are converted chunk by chunk out of staging slots, so that the budget holds for 
 from __future__ import annotations
 
 import ctypes
-from array import array
 from typing import TYPE_CHECKING, Any
 
 from weightlift.buffers import HostRegion
 from weightlift.layout import copy_table, lay_out
-from weightlift.operations import COPY_FIELDS, ChunkReady, CopyTable, Sink
+from weightlift.operations import ChunkReady, Sink
 from weightlift.plan import Wanted
 from weightlift.targets.base import Bound
 from weightlift.targets.frameworks import FLOATING, stored_shape
@@ -54,22 +53,19 @@ class HostTarget(Bound):
         """See :class:`~weightlift.targets.base.Target`."""
         layout = self._layout
         region = self._region = HostRegion(layout.region_bytes)
-        wanted = []
-        for span in layout.spans:
-            table = copy_table(self._description, layout, span, region.address)
-            wanted.append(
-                Wanted(
-                    span.shard,
-                    span.offset,
-                    span.length,
-                    Sink.COPY if span.packed else Sink.PLACE,
-                    0 if span.packed else region.address + span.place,
-                    span.mirrored,
-                    not span.packed,
-                    CopyTable(table, 0, len(table) // COPY_FIELDS),
-                )
+        return [
+            Wanted(
+                span.shard,
+                span.offset,
+                span.length,
+                Sink.COPY if span.packed else Sink.PLACE,
+                0 if span.packed else region.address + span.place,
+                span.mirrored,
+                not span.packed,
+                copy_table(self._description, layout, span, region.address),
             )
-        return wanted
+            for span in layout.spans
+        ]
 
     def receive(self, chunk: ChunkReady, want: int, release: Callable[[int], None]) -> None:
         """See :class:`~weightlift.targets.base.Target`; never called, since nothing is handed over."""
@@ -208,9 +204,3 @@ def assign_chunk(maker: TensorMaker, description: Description, row: int, flat: A
         # Direct reads of files with unpadded headers leave elements at odd addresses.
         buffer = bytearray(buffer)
     maker.assign(flat, (chunk.offset - description.offsets[row]) // item, buffer, dtype, chunk.length // item)
-
-
-def address_table(entries: Sequence[tuple[int, int, int]]) -> CopyTable:
-    """A copy table from ``(file offset, length, address)`` entries."""
-    numbers = array("Q", [number for entry in entries for number in entry])
-    return CopyTable(numbers, 0, len(entries))
