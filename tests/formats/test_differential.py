@@ -212,25 +212,8 @@ VALID = (
     b'"b":{"dtype":"U8","shape":[3,1],"data_offsets":[8,11]},"c":{"dtype":"I16","shape":[],"data_offsets":[11,13]}}'
 )
 FRAGMENTS = [
-    *(
-        b"{",
-        b"}",
-        b"[",
-        b"]",
-        b",",
-        b":",
-        b'"',
-        b"\\",
-        b"-",
-        b".0",
-        b"e0",
-        b"0",
-        b" ",
-        b"\n",
-        b"null",
-        b"\x00",
-        b"\x1f",
-    ),
+    *(b"{", b"}", b"[", b"]", b",", b":", b'"', b"\\", b"-"),
+    *(b".0", b"e0", b"0", b" ", b"\n", b"null", b"\x00", b"\x1f"),
     *(b"\xff", b"\xc3\xa9", b"\xed\xa0\x80", b"\xc0\x80", b"\xf4\x90\x80\x80", b"\xef\xbb\xbf", b"\\u0061", b"\\ud800"),
     *(b'"x":1,', b'"dtype":"F32",', b'"__metadata__":{},', b'"__metadata__":null,', b'{"a":"b"}', b"//", b"/**/"),
 ]
