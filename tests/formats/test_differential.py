@@ -84,14 +84,7 @@ def check(file: Path, header: bytes, data_bytes: int, length: int | None = None)
 
 NAMES = ["a", "b", "c", "a.weight", "", "é", "\U0001f600", "dtype", "},", "x-0", "__metadata__"]
 ODD_STRINGS = [
-    r'"\ud800"',
-    r'"\ud83d\ude00"',
-    r'"\ude00\ud83d"',
-    r'"\ud83dx"',
-    r'"\u0000"',
-    r'"\x41"',
-    r'"\u00e"',
-    r'"\/"',
+    *(r'"\ud800"', r'"\ud83d\ude00"', r'"\ude00\ud83d"', r'"\ud83dx"', r'"\u0000"', r'"\x41"', r'"\u00e"', r'"\/"'),
     '"\t"',
     '"\x7f"',
     '"',
