@@ -84,14 +84,7 @@ def check(file: Path, header: bytes, data_bytes: int, length: int | None = None)
 
 NAMES = ["a", "b", "c", "a.weight", "", "é", "\U0001f600", "dtype", "},", "x-0", "__metadata__"]
 ODD_STRINGS = [
-    r'"\ud800"',
-    r'"\ud83d\ude00"',
-    r'"\ude00\ud83d"',
-    r'"\ud83dx"',
-    r'"\u0000"',
-    r'"\x41"',
-    r'"\u00e"',
-    r'"\/"',
+    *(r'"\ud800"', r'"\ud83d\ude00"', r'"\ude00\ud83d"', r'"\ud83dx"', r'"\u0000"', r'"\x41"', r'"\u00e"', r'"\/"'),
     '"\t"',
     '"\x7f"',
     '"',
@@ -212,25 +205,8 @@ VALID = (
     b'"b":{"dtype":"U8","shape":[3,1],"data_offsets":[8,11]},"c":{"dtype":"I16","shape":[],"data_offsets":[11,13]}}'
 )
 FRAGMENTS = [
-    *(
-        b"{",
-        b"}",
-        b"[",
-        b"]",
-        b",",
-        b":",
-        b'"',
-        b"\\",
-        b"-",
-        b".0",
-        b"e0",
-        b"0",
-        b" ",
-        b"\n",
-        b"null",
-        b"\x00",
-        b"\x1f",
-    ),
+    *(b"{", b"}", b"[", b"]", b",", b":", b'"', b"\\", b"-"),
+    *(b".0", b"e0", b"0", b" ", b"\n", b"null", b"\x00", b"\x1f"),
     *(b"\xff", b"\xc3\xa9", b"\xed\xa0\x80", b"\xc0\x80", b"\xf4\x90\x80\x80", b"\xef\xbb\xbf", b"\\u0061", b"\\ud800"),
     *(b'"x":1,', b'"dtype":"F32",', b'"__metadata__":{},', b'"__metadata__":null,', b'{"a":"b"}', b"//", b"/**/"),
 ]
