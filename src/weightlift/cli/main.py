@@ -13,7 +13,7 @@ import sys
 from typing import TYPE_CHECKING, Final, NoReturn, Protocol
 
 from weightlift._version import __version__
-from weightlift.cli import doctor, inspect, load
+from weightlift.cli import doctor, guard, inspect, load
 from weightlift.cli.outcome import ExitCode, UsageError, exit_code, write_error
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ COMMANDS: Final[dict[str, Command]] = {
     "load": load,
     "inspect": inspect,
     "doctor": doctor,
+    "guard": guard,
 }
 
 EXIT_CODES: Final = (
@@ -99,7 +100,9 @@ def _reported(words: Sequence[str]) -> int:
     except SystemExit as finished:  # --help and --version
         return int(finished.code or 0)
     except (Exception, KeyboardInterrupt) as err:  # noqa: BLE001 - the outermost place: everything becomes an exit code
-        write_error(err, as_json="--json" in words, debug="--debug" in words)
+        # What follows a bare "--" belongs to another program.
+        own = words[: words.index("--")] if "--" in words else words
+        write_error(err, as_json="--json" in own, debug="--debug" in own)
         return exit_code(err)
 
 
