@@ -131,9 +131,7 @@ def _watch(command: list[str], arguments: argparse.Namespace, log: JsonLines) ->
         refused=refused,
         readonly_mappings=arguments.readonly_mappings,
     )
-    watch = Watch(
-        process_id, command, scope, policy, display=display, log=log, readonly=arguments.readonly_mappings
-    )
+    watch = Watch(process_id, command, scope, policy, display=display, log=log, readonly=arguments.readonly_mappings)
     return watch.run()
 
 

@@ -13,7 +13,7 @@ import sys
 from typing import TYPE_CHECKING, Final, NoReturn, Protocol
 
 from weightlift._version import __version__
-from weightlift.cli import doctor, guard, inspect, load
+from weightlift.cli import cache, doctor, guard, inspect, load
 from weightlift.cli.outcome import ExitCode, UsageError, exit_code, write_error
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ COMMANDS: Final[dict[str, Command]] = {
     "inspect": inspect,
     "doctor": doctor,
     "guard": guard,
+    "cache": cache,
 }
 
 EXIT_CODES: Final = (

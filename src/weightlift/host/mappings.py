@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _HEAD: Final = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) ([0-9a-f]+:[0-9a-f]+) (\d+) *(.*)")
 _FIELDS: Final = {"Rss": "resident_bytes", "Anonymous": "anonymous_bytes", "Swap": "swapped_bytes"}
 _DELETED: Final = " (deleted)"
-_SHARED_MEMORY: Final = ("/dev/shm/", "/memfd:", "/SYSV", "/dev/zero")  # noqa: S108 - names to recognise, not to use
+_SHARED_MEMORY: Final = ("/dev/shm/", "/memfd:", "/SYSV", "/dev/zero", "[anon_shmem")  # noqa: S108 - names to recognise, not to use
 _DEVICES: Final = "/dev/"
 
 
@@ -120,25 +120,26 @@ def joined(parts: Iterable[Mappings]) -> Mappings:
 
 
 def _entries(lines: Iterable[str]) -> Iterator[tuple[MappingKey, MappingUse]]:
-    key, use = None, MappingUse()
+    key, use, sizes = None, MappingUse(), dict.fromkeys(_FIELDS.values(), 0)
     for line in lines:
         head = _HEAD.fullmatch(line) if line[:1] in "0123456789abcdef" else None
         if head:
             if key is not None:
-                yield key, use
+                yield key, replace(use, **sizes)  # type: ignore[arg-type] # the keys are those of _FIELDS
             start, end, rights, _, device, inode, path = head.groups()
             key = MappingKey(*_name_and_kind(path, int(inode)), private=rights[3] == "p", writable=rights[1] == "w")
             use = MappingUse(mapped_bytes=int(end, 16) - int(start, 16), file=(device, int(inode)))
+            sizes = dict.fromkeys(_FIELDS.values(), 0)
             continue
         name, _, value = line.partition(":")
         if name in _FIELDS and value.endswith("kB"):
-            use = replace(use, **{_FIELDS[name]: int(value[:-2]) * 1024})
+            sizes[_FIELDS[name]] = int(value[:-2]) * 1024
     if key is not None:
-        yield key, use
+        yield key, replace(use, **sizes)  # type: ignore[arg-type] # the keys are those of _FIELDS
 
 
 def _name_and_kind(path: str, inode: int) -> tuple[str, MappingKind]:
-    if path.startswith(_SHARED_MEMORY) or path.startswith("[anon_shmem"):
+    if path.startswith(_SHARED_MEMORY):
         return path.removesuffix(_DELETED), MappingKind.SHARED_MEMORY
     if path.startswith(_DEVICES):
         return path, MappingKind.DEVICE

@@ -199,7 +199,11 @@ def _why_full(sample: Sample, policy: Policy, figures: _Figures) -> str:
     ceiling = sample.ceiling_bytes
     if sample.held:
         return f"{holds}, and has reached its limit of {format_bytes(ceiling or 0)}"
-    if ceiling is not None and figures.room <= figures.floor and ceiling - sample.lasting_bytes <= sample.available_bytes:
+    if (
+        ceiling is not None
+        and figures.room <= figures.floor
+        and ceiling - sample.lasting_bytes <= sample.available_bytes
+    ):
         return f"{holds}, of {format_bytes(ceiling)} that it may have"
     # Ending a program that holds next to nothing would help nobody.
     if sample.lasting_bytes < policy.reserve_bytes // 2:

@@ -25,9 +25,7 @@ if TYPE_CHECKING:
 _SHELL: Final = "/bin/sh"
 _JOIN: Final = 'echo $$ > "$0"'
 # The command volunteers for the out-of-memory killer, which every process may do; so no other program is picked.
-_ENTER: Final = (
-    '[ -z "$0" ] || echo $$ > "$0" || exit 126; echo 500 2>/dev/null > /proc/self/oom_score_adj; exec "$@"'
-)
+_ENTER: Final = '[ -z "$0" ] || echo $$ > "$0" || exit 126; echo 500 2>/dev/null > /proc/self/oom_score_adj; exec "$@"'
 _TRIAL_SECONDS: Final = 10.0
 _MOVE_SECONDS: Final = 5.0
 _MOVE_PAUSE_SECONDS: Final = 0.005

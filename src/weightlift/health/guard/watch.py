@@ -175,9 +175,7 @@ class Watch:
         if action is Action.FREEZE:
             self._display.say(words.last_word(f"froze {name}", verdict, sample, grown))
         elif dropped:
-            self._display.say(
-                [f"{words.NAME}: dropped {format_bytes(dropped)} of its page cache: {verdict.reason}"]
-            )
+            self._display.say([f"{words.NAME}: dropped {format_bytes(dropped)} of its page cache: {verdict.reason}"])
         else:
             done = {Action.RESUME: "lets it run on", Action.STOP: "stops it", Action.KILL: "kills it"}[action]
             self._display.say([f"{words.NAME}: {done}: {verdict.reason}"])

@@ -41,7 +41,9 @@ def shown_command(command: Sequence[str]) -> str:
 def opening(command: Sequence[str], scope: str, limit_bytes: int | None, reserve_bytes: int) -> str:
     """What is watched, and within which bounds."""
     bound = f"at most {format_bytes(limit_bytes)}, and " if limit_bytes is not None else ""
-    return f"{NAME}: {shown_command(command)} in a {scope}; {bound}{format_bytes(reserve_bytes)} kept for everything else"
+    return (
+        f"{NAME}: {shown_command(command)} in a {scope}; {bound}{format_bytes(reserve_bytes)} kept for everything else"
+    )
 
 
 def last_word(what: str, verdict: Verdict, sample: Sample, growths: Sequence[Growth]) -> list[str]:
@@ -69,8 +71,10 @@ def ending(seconds: float, exit_code: int, peak_bytes: int, growths: Sequence[Gr
     """How the command ended, and what it needed."""
     grew = f"; most of it: {describe(growths[0])}" if growths else ""
     lines = [
-        f"{NAME}: the command ended after {seconds:.1f} s {_how(exit_code)}; at most "
-        f"{format_bytes(peak_bytes)} of lasting memory{grew}"
+        (
+            f"{NAME}: the command ended after {seconds:.1f} s {_how(exit_code)}; at most "
+            f"{format_bytes(peak_bytes)} of lasting memory{grew}"
+        )
     ]
     return [*lines, _READONLY_CRASH] if readonly and exit_code == 128 + signal.SIGSEGV else lines
 
@@ -87,13 +91,17 @@ def _how(exit_code: int) -> str:
 def kernel_killed(kills: int, limit_bytes: int | None) -> str:
     """The kernel was faster."""
     limit = f"its limit of {format_bytes(limit_bytes)}" if limit_bytes is not None else "the limit of its group"
-    return (
-        f"{NAME}: the kernel killed {kills} of the command's own processes at {limit}; nothing else was killed"
-    )
+    return f"{NAME}: the kernel killed {kills} of the command's own processes at {limit}; nothing else was killed"
 
 
 def status_lines(
-    command: Sequence[str], sample: Sample, verdict: Verdict, growing: Growth | None, *, phase: str, pressure: float | None
+    command: Sequence[str],
+    sample: Sample,
+    verdict: Verdict,
+    growing: Growth | None,
+    *,
+    phase: str,
+    pressure: float | None,
 ) -> list[str]:
     """Four lines that show how things stand now."""
     scope = sample.ceiling_bytes or sample.lasting_bytes + max(0, verdict.room_bytes)
@@ -102,9 +110,13 @@ def status_lines(
     waits = "unknown" if pressure is None else f"{pressure:.0%}"
     return [
         f"── {NAME} ── {phase} ── {sample.seconds:.0f} s ── {shown_command(command)}",
-        f"anonymous {format_bytes(sample.anonymous_bytes)}{grows}  file {format_bytes(sample.file_bytes)}  "
-        f"shared {format_bytes(sample.shared_bytes)}  swap {format_bytes(sample.swapped_bytes)}  pressure {waits}",
-        f"[{'█' * filled}{'·' * (_BAR_CELLS - filled)}] room for {format_bytes(max(0, verdict.room_bytes))}; the "
-        f"machine has {format_bytes(sample.available_bytes)}",
+        (
+            f"anonymous {format_bytes(sample.anonymous_bytes)}{grows}  file {format_bytes(sample.file_bytes)}  "
+            f"shared {format_bytes(sample.shared_bytes)}  swap {format_bytes(sample.swapped_bytes)}  pressure {waits}"
+        ),
+        (
+            f"[{'█' * filled}{'·' * (_BAR_CELLS - filled)}] room for {format_bytes(max(0, verdict.room_bytes))}; the "
+            f"machine has {format_bytes(sample.available_bytes)}"
+        ),
         f"growing: {describe(growing)}" if growing else "growing: nothing to speak of",
     ]
