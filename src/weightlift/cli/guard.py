@@ -113,8 +113,7 @@ def _watch(command: list[str], arguments: argparse.Namespace, log: JsonLines) ->
     if arguments.readonly_mappings:
         environment = with_readonly_mappings(environment)
         display.say([f"{words.NAME}: {words.READONLY_WARNING}"])
-    bound = None if scope.ceiling_bytes is None else limit_bytes
-    display.say([words.opening(command, scope.kind, bound, policy.reserve_bytes)])
+    display.say([words.opening(command, scope.kind, scope.limit_bytes, policy.reserve_bytes)])
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     process_id = start(command, scope, environment, SIGNALS)
     find_group(scope, process_id)
@@ -125,7 +124,7 @@ def _watch(command: list[str], arguments: argparse.Namespace, log: JsonLines) ->
         scope=scope.kind,
         reason=scope.reason,
         folder=str(scope.group.level.folder) if scope.group else None,
-        limit_bytes=bound,
+        limit_bytes=scope.limit_bytes,
         reserve_bytes=policy.reserve_bytes,
         total_bytes=policy.total_bytes,
         refused=refused,

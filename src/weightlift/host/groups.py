@@ -68,7 +68,6 @@ class MemoryGroup:
 
     def __init__(self, level: CgroupLevel) -> None:
         self.level = level
-        self.limit_bytes: int | None = None
 
     @property
     def members_file(self) -> Path:
@@ -91,7 +90,6 @@ class MemoryGroup:
             self._write("memory.limit_in_bytes" if one else "memory.max", limit_bytes)
         except OSError as err:
             raise GroupUnavailable(f"{self.level.folder} takes no limit: {err.strerror}") from err
-        self.limit_bytes = limit_bytes
         # Each of these is a refinement that a kernel may lack: without swap accounting there is no file for it.
         with contextlib.suppress(OSError):
             if swap_bytes is not None:

@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import enum
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
 _HEAD: Final = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) ([0-9a-f]+:[0-9a-f]+) (\d+) *(.*)")
-_FIELDS: Final = {"Rss": "resident_bytes", "Anonymous": "anonymous_bytes", "Swap": "swapped_bytes"}
+_FIELDS: Final = ("Rss", "Anonymous", "Swap")
 _DELETED: Final = " (deleted)"
 _SHARED_MEMORY: Final = ("/dev/shm/", "/memfd:", "/SYSV", "/dev/zero", "[anon_shmem")  # noqa: S108 - names to recognise, not to use
 _DEVICES: Final = "/dev/"
@@ -120,22 +120,32 @@ def joined(parts: Iterable[Mappings]) -> Mappings:
 
 
 def _entries(lines: Iterable[str]) -> Iterator[tuple[MappingKey, MappingUse]]:
-    key, use, sizes = None, MappingUse(), dict.fromkeys(_FIELDS.values(), 0)
+    head: re.Match[str] | None = None
+    sizes: dict[str, int] = {}
     for line in lines:
-        head = _HEAD.fullmatch(line) if line[:1] in "0123456789abcdef" else None
-        if head:
-            if key is not None:
-                yield key, replace(use, **sizes)  # type: ignore[arg-type] # the keys are those of _FIELDS
-            start, end, rights, _, device, inode, path = head.groups()
-            key = MappingKey(*_name_and_kind(path, int(inode)), private=rights[3] == "p", writable=rights[1] == "w")
-            use = MappingUse(mapped_bytes=int(end, 16) - int(start, 16), file=(device, int(inode)))
-            sizes = dict.fromkeys(_FIELDS.values(), 0)
+        begin = _HEAD.fullmatch(line) if line[:1] in "0123456789abcdef" else None
+        if begin:
+            if head:
+                yield _entry(head, sizes)
+            head, sizes = begin, {}
             continue
         name, _, value = line.partition(":")
         if name in _FIELDS and value.endswith("kB"):
-            sizes[_FIELDS[name]] = int(value[:-2]) * 1024
-    if key is not None:
-        yield key, replace(use, **sizes)  # type: ignore[arg-type] # the keys are those of _FIELDS
+            sizes[name] = int(value[:-2]) * 1024
+    if head:
+        yield _entry(head, sizes)
+
+
+def _entry(head: re.Match[str], sizes: Mapping[str, int]) -> tuple[MappingKey, MappingUse]:
+    start, end, rights, _, device, inode, path = head.groups()
+    key = MappingKey(*_name_and_kind(path, int(inode)), private=rights[3] == "p", writable=rights[1] == "w")
+    return key, MappingUse(
+        mapped_bytes=int(end, 16) - int(start, 16),
+        resident_bytes=sizes.get("Rss", 0),
+        anonymous_bytes=sizes.get("Anonymous", 0),
+        swapped_bytes=sizes.get("Swap", 0),
+        file=(device, int(inode)),
+    )
 
 
 def _name_and_kind(path: str, inode: int) -> tuple[str, MappingKind]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 _FIRST_IN_A_FOLDER: Final = "snapshots"
-"""In a model's folder of the Hugging Face cache the links with real names lie here; blobs named by hashes come after."""
+"""In a model's folder of the Hugging Face cache the links with real names lie here; blobs, named by hashes, follow."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ _SHELL: Final = "/bin/sh"
 _JOIN: Final = 'echo $$ > "$0"'
 # The command volunteers for the out-of-memory killer, which every process may do; so no other program is picked.
 _ENTER: Final = '[ -z "$0" ] || echo $$ > "$0" || exit 126; echo 500 2>/dev/null > /proc/self/oom_score_adj; exec "$@"'
+_TELL_GROUP: Final = "cat /proc/self/cgroup"
 _TRIAL_SECONDS: Final = 10.0
 _MOVE_SECONDS: Final = 5.0
 _MOVE_PAUSE_SECONDS: Final = 0.005
@@ -52,6 +53,7 @@ class Scope:
         group: the control group; made by a service manager it appears only with the command in it.
         unit: the name that a service manager gives the group; empty if it was made here.
         prefix: what the command line begins with.
+        limit_bytes: the group's limit.
         ceiling_bytes: lasting memory at which the kernel slows the command down or puts it to sleep.
     """
 
@@ -60,6 +62,7 @@ class Scope:
     group: MemoryGroup | None = None
     unit: str = ""
     prefix: tuple[str, ...] = ()
+    limit_bytes: int | None = None
     ceiling_bytes: int | None = None
 
 
@@ -125,14 +128,17 @@ def _systemd_scope(limit_bytes: int, swap_bytes: int, root: Path) -> tuple[Scope
         return None, "systemd-run is not on PATH"
     unit = f"weightlift-guard-{os.getpid()}-{time.monotonic_ns()}"
     user = os.geteuid() != 0
-    trial = subprocess.run(  # noqa: S603 - a fixed command line
-        [*systemd_command(f"{unit}-trial", limit_bytes, swap_bytes, user=user), _SHELL, "-c", "cat /proc/self/cgroup"],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=_TRIAL_SECONDS,
-    )
+    try:
+        trial = subprocess.run(  # noqa: S603 - a fixed command line
+            [*systemd_command(f"{unit}-trial", limit_bytes, swap_bytes, user=user), _SHELL, "-c", _TELL_GROUP],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_TRIAL_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        return None, f"systemd-run did not answer within {_TRIAL_SECONDS:g} s"
     if trial.returncode != 0:
         said = trial.stderr.strip().splitlines()
         return None, f"systemd-run failed ({said[-1] if said else f'code {trial.returncode}'})"
@@ -143,6 +149,7 @@ def _systemd_scope(limit_bytes: int, swap_bytes: int, root: Path) -> tuple[Scope
         f"{'the user' if user else 'the system'} manager of systemd keeps it",
         unit=f"{unit}.scope",
         prefix=systemd_command(unit, limit_bytes, swap_bytes, user=user),
+        limit_bytes=limit_bytes,
         ceiling_bytes=slow_down_bytes(limit_bytes),
     ), ""
 
@@ -152,20 +159,24 @@ def _own_group(limit_bytes: int, swap_bytes: int, root: Path) -> tuple[Scope | N
         group = make_group("weightlift-guard", root)
     except GroupUnavailable as err:
         return None, str(err)
+    ceiling = limit_bytes if group.level.version == 1 else slow_down_bytes(limit_bytes)
     try:
-        joined = subprocess.run(  # noqa: S603 - a fixed command line
-            [_SHELL, "-c", _JOIN, str(group.members_file)], stderr=subprocess.PIPE, text=True, check=False
-        )
-        if joined.returncode != 0:
-            raise GroupUnavailable(f"{group.level.folder} takes no process: {joined.stderr.strip()}")
-        one = group.level.version == 1
-        group.limit(limit_bytes, slow_down_bytes=None if one else slow_down_bytes(limit_bytes), swap_bytes=swap_bytes)
+        _try_to_join(group)
+        group.limit(limit_bytes, slow_down_bytes=ceiling, swap_bytes=swap_bytes)
     except GroupUnavailable as err:
         group.remove()
         return None, str(err)
     group.sleep_at_limit(enabled=True)
-    ceiling = limit_bytes if one else slow_down_bytes(limit_bytes)
-    return Scope(f"control group, version {group.level.version}", group.level.name, group, ceiling_bytes=ceiling), ""
+    kind = f"control group, version {group.level.version}"
+    return Scope(kind, group.level.name, group, limit_bytes=limit_bytes, ceiling_bytes=ceiling), ""
+
+
+def _try_to_join(group: MemoryGroup) -> None:
+    joined = subprocess.run(  # noqa: S603 - a fixed command line
+        [_SHELL, "-c", _JOIN, str(group.members_file)], stderr=subprocess.PIPE, text=True, check=False
+    )
+    if joined.returncode != 0:
+        raise GroupUnavailable(f"{group.level.folder} takes no process: {joined.stderr.strip()}")
 
 
 def start(command: Sequence[str], scope: Scope, environment: Mapping[str, str], signals: frozenset[int]) -> int:
@@ -201,7 +212,7 @@ def find_group(scope: Scope, process_id: int, root: Path = ROOT) -> None:
             return
         if time.monotonic() > deadline:
             scope.kind, scope.reason, scope.unit = "process tree", "systemd did not move the command into its scope", ""
-            scope.ceiling_bytes = None
+            scope.limit_bytes = scope.ceiling_bytes = None
             return
         time.sleep(_MOVE_PAUSE_SECONDS)
 

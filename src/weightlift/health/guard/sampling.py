@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from weightlift.health.guard.launch import Scope
     from weightlift.host.groups import Available, GroupUse
 
-_LOOK_SECONDS_MIN: Final = 1.0
+_MAPPINGS_SECONDS_MIN: Final = 1.0
+_FILES_SECONDS_MIN: Final = 0.1
 _LOOK_COST_SHARE: Final = 20
 _TREE_SECONDS: Final = 0.5
 _NEVER: Final = float("-inf")
@@ -34,11 +35,14 @@ _NEVER: Final = float("-inf")
 
 @dataclass(slots=True)
 class _Remembered:
+    """What was seen: ``mappings`` of the last look that found any, ``mapped`` of the last look."""
+
     mappings: Mappings = field(default_factory=dict)
     earlier: Mappings = field(default_factory=dict)
+    mapped: Mappings = field(default_factory=dict)
+    mappings_due: float = _NEVER
     files: Seen = field(default_factory=dict)
-    looked_at: float = _NEVER
-    pause_seconds: float = _LOOK_SECONDS_MIN
+    files_due: float = _NEVER
     tree: list[int] = field(default_factory=list)
     tree_at: float = _NEVER
 
@@ -130,29 +134,30 @@ class Sampler:
             swap_free_bytes=machine.swap_free_bytes,
         )
 
-    def look(self, *, at_once: bool = False) -> bool:
+    def look(self, *, at_once: bool = False) -> None:
         """Look into mappings and open files, unless that was done a moment ago.
 
         Args:
             at_once: look in any case.
-
-        Returns:
-            Whether anything was looked at.
         """
-        begin = self.seconds
-        if not at_once and begin - self._seen.looked_at < self._seen.pause_seconds:
-            return False
-        processes = self.process_ids(afresh=True)
-        found = [one for process_id in processes if (one := mappings_of(process_id, self._root)) is not None]
-        descriptors = [
-            entry for process_id in processes for entry in open_descriptors(process_id, FILE_BYTES_MIN, self._root)
-        ]
-        if found:
-            self._seen.earlier, self._seen.mappings = self._seen.mappings, joined(found)
-        self._seen.files = see(self._seen.files, descriptors, joined(found))
-        self._seen.looked_at = self.seconds
-        self._seen.pause_seconds = max(_LOOK_SECONDS_MIN, _LOOK_COST_SHARE * (self._seen.looked_at - begin))
-        return True
+        seen, now = self._seen, self.seconds
+        if at_once or now >= seen.mappings_due:
+            found = [one for process_id in self.process_ids(afresh=True) if (one := mappings_of(process_id, self._root))]
+            if found:
+                seen.earlier, seen.mappings = seen.mappings, joined(found)
+            seen.mapped = joined(found)
+            seen.mappings_due = self._due(now, _MAPPINGS_SECONDS_MIN)
+        if at_once or now >= seen.files_due:
+            begin = self.seconds
+            descriptors = [
+                entry for one in self.process_ids() for entry in open_descriptors(one, FILE_BYTES_MIN, self._root)
+            ]
+            seen.files = see(seen.files, descriptors, seen.mapped)
+            seen.files_due = self._due(begin, _FILES_SECONDS_MIN)
+
+    def _due(self, begin: float, seconds_min: float) -> float:
+        """When something that was begun then may be done again."""
+        return self.seconds + max(seconds_min, _LOOK_COST_SHARE * (self.seconds - begin))
 
     @property
     def files(self) -> Seen:

@@ -134,14 +134,9 @@ class Watch:
             self._act(verdict, sample)
         if sample.kills > self._kills:
             self._kills = sample.kills
-            self._display.say([words.kernel_killed(self._kills, self._limit)])
+            self._display.say([words.kernel_killed(self._kills, self._scope.limit_bytes)])
         self._tell(verdict, sample)
         return 0.0 if verdict.action is Action.FREEZE else next_look_seconds(verdict.room_bytes, self._state.phase)
-
-    @property
-    def _limit(self) -> int | None:
-        group = self._scope.group
-        return group.limit_bytes if group is not None and group.limit_bytes else self._scope.ceiling_bytes
 
     def _act(self, verdict: Verdict, sample: Sample) -> None:
         dropped = 0
@@ -209,9 +204,9 @@ class Watch:
     def _stop(self) -> None:
         self._stopped = True
         group = self._scope.group
-        if group is not None and group.limit_bytes is not None:
+        if group is not None and self._scope.limit_bytes is not None:
             # Asleep at its limit a program could not even end.
-            group.raise_limit(group.limit_bytes + self._policy.reserve_bytes // 2)
+            group.raise_limit(self._scope.limit_bytes + self._policy.reserve_bytes // 2)
         self._signal(signal.SIGTERM, self._sampler.process_ids(afresh=True))
         self._resume()
 
