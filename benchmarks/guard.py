@@ -72,7 +72,9 @@ CASES: Final[dict[str, list[str] | None]] = {
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--machine", type=int, default=1024, help="MiB of the group that plays a machine (default 1024)")
+    parser.add_argument(
+        "--machine", type=int, default=1024, help="MiB of the group that plays a machine (default 1024)"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="runs of each case (default 3)")
     parser.add_argument("--output", type=Path, default=RESULTS, help="the JSON file with the results")
     return parser.parse_args()

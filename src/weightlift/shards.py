@@ -11,17 +11,16 @@ import ctypes
 import errno
 import mmap
 import os
-import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Self
 
 from weightlift.description import FileIdentity
 from weightlift.errors import AccessError, CheckpointNotFoundError, FileChangedError, ReadError, TruncatedFileError
 from weightlift.host import kernel, residency, storage
 from weightlift.operations import ShardSource
 from weightlift.plan import GRANULE_BYTES, ShardFacts
-from weightlift.units import KIB, PAGE_BYTES
+from weightlift.units import PAGE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,11 +28,6 @@ if TYPE_CHECKING:
 
     from weightlift.description import Description, Shard
     from weightlift.host.residency import CountCached
-
-
-_SWEEPS_MAX: Final = 20
-_SWEEP_PAUSE_SECONDS: Final = 0.005
-_SWEPT_BYTES: Final = 64 * KIB
 
 
 class OpenShards:
@@ -176,19 +170,9 @@ class OpenShards:
         return None if None in counts else sum(count for count in counts if count is not None)
 
     def sweep(self) -> None:
-        """Drop from the page cache what was not in it when the shards were opened, and only that.
-
-        Read-ahead that is still under way is skipped by the kernel and arrives afterwards, so the sweep is repeated for
-        a moment until nothing to speak of is left.
-        """
+        """Drop from the page cache what was not in it when the shards were opened, and only that."""
         for index, ranges in self._absent.items():
-            descriptor = self.sources[index].descriptor
-            for _ in range(_SWEEPS_MAX if ranges else 0):
-                residency.sweep(descriptor, ranges)
-                left = residency.cached_in(descriptor, ranges)
-                if left is None or left <= _SWEPT_BYTES:
-                    break
-                time.sleep(_SWEEP_PAUSE_SECONDS)
+            residency.sweep_until_settled(self.sources[index].descriptor, ranges)
 
     def fetch(self, index: int, offset: int, length: int) -> None:
         """Have the system read a range into the page cache by itself; where it cannot, nothing happens."""

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from weightlift.errors import AccessError, CheckpointNotFoundError, InsufficientMemoryError, NotACheckpointError
-from weightlift.health.cache import evict as evict_module
 from weightlift.health.cache import warm as warm_module
 from weightlift.health.cache.evict import evict
 from weightlift.health.cache.files import find_files
@@ -171,10 +170,7 @@ class TestEvict:
         assert path.read_bytes() == bytes(4 * MIB)
 
     @pytest.mark.skipif(sys.platform != "linux", reason="asks the Linux kernel")
-    def test_what_is_mapped_stays_and_its_holder_is_named(
-        self, cold_file: Cold, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(evict_module, "_PAUSE_SECONDS", 0.0)
+    def test_what_is_mapped_stays_and_its_holder_is_named(self, cold_file: Cold) -> None:
         path = cold_file("a", 4 * MIB)
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapping:
             mapping.madvise(22)  # MADV_POPULATE_READ
@@ -188,7 +184,7 @@ class TestEvict:
     ) -> None:
         path = cold_file("a", 4 * MIB)
         warm(find_files([path]))
-        monkeypatch.setattr(evict_module.residency, "residency", lambda *_: None)
+        monkeypatch.setattr("weightlift.host.residency.residency", lambda *_: None)
         (result,) = evict(find_files([path]))
         monkeypatch.undo()
         assert (result.before_bytes, result.gone) == (None, False)

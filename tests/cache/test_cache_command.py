@@ -47,7 +47,9 @@ def test_json(cold_file: Cold, capsys: pytest.CaptureFixture[str]) -> None:
     warmed = answer(capsys, "warm", path, "--budget", "12MiB")
     assert (warmed["read_bytes"], warmed["bound"], warmed["after_bytes"]) == (12 * MIB, "budget", 12 * MIB)
     gone = answer(capsys, "evict", path)
-    assert [(file["before_bytes"], file["after_bytes"], file["gone"]) for file in gone["files"]] == [(12 * MIB, 0, True)]
+    assert [(file["before_bytes"], file["after_bytes"], file["gone"]) for file in gone["files"]] == [
+        (12 * MIB, 0, True)
+    ]
 
 
 def test_a_machine_without_room_is_exit_code_4(

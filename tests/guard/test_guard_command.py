@@ -66,7 +66,7 @@ class TestPassingThrough:
         assert ran.code == 128 + signal.SIGABRT
         assert "by SIGABRT" in ran.err
 
-    def test_signals_are_passed_on(self, tmp_path: Path, scope: str) -> None:
+    def test_signals_are_passed_on(self, scope: str) -> None:
         code = (
             "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, {15}); print('ready', flush=True);"
             "print('got', signal.sigwait({15})); raise SystemExit(9)"
@@ -111,7 +111,7 @@ def test_a_command_that_wants_more_than_there_is_ends_alone(
     assert machine.oom_kills() == 0
     assert ran.out == ""
     assert ran.code in {128 + signal.SIGTERM, 128 + signal.SIGKILL}
-    assert ran.actions()[:2] == ["freeze", "stop"]
+    assert [action for action in ran.actions() if not action.startswith("drop")][:2] == ["freeze", "stop"]
     frozen = next(event for event in ran.events if event.get("action") == "freeze")
     culprit = frozen["growths"][0]
     assert culprit["name"].endswith(".safetensors")
@@ -165,12 +165,14 @@ def test_page_cache_of_a_file_done_with_is_dropped(machine: MemoryCgroup, tmp_pa
     os.mkfifo(log)
     words = ["guard", "--limit", "256MiB", "--log", str(log), "--", PYTHON, "-c", READ_TO_THE_END, str(path)]
     command = machine.command([PYTHON, "-m", "weightlift", *words])
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-        with log.open(encoding="utf-8") as lines:
-            events = (json.loads(line) for line in lines)
-            dropped = next(event for event in events if event["event"] == "action")
-            out, _ = process.communicate(timeout=60)
-            end = list(events)[-1]
+    with (
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process,
+        log.open(encoding="utf-8") as lines,
+    ):
+        events = (json.loads(line) for line in lines)
+        dropped = next(event for event in events if event["event"] == "action")
+        out, _ = process.communicate(timeout=60)
+        end = list(events)[-1]
     assert dropped["action"] == "drop consumed"
     assert dropped["dropped_bytes"] > 128 * MIB
     assert "page cache fills the 256 MiB allowed" in dropped["reason"]

@@ -141,16 +141,18 @@ class TestWords:
     verdict = Verdict(Action.NOTHING, "", 6 * GIB, 2.0 * GIB, None, tight=False)
 
     def test_how_things_stand(self) -> None:
-        lines = status_lines(["load", "\x1b"], self.sample, self.verdict, None, phase="running", pressure=0.03)
+        lines = status_lines(["load", "\x1b"], self.sample, self.verdict, "growing: x", phase="running", pressure=0.03)
         assert lines == [
             "── weightlift guard ── running ── 3 s ── load '\\x1b'",
             "anonymous 6.00 GiB +2.00 GiB/s  file 2.00 GiB  shared 0 B  swap 5.00 MiB  pressure 3%",
             "[████████████············] room for 6.00 GiB; the machine has 20.0 GiB",
-            "growing: nothing to speak of",
+            "growing: x",
         ]
 
     def test_bounds(self) -> None:
-        assert opening(["a"], "process tree", None, GIB).endswith("in a process tree; 1.00 GiB kept for everything else")
+        assert opening(["a"], "process tree", None, GIB).endswith(
+            "in a process tree; 1.00 GiB kept for everything else"
+        )
         assert "at most 8.00 GiB, and 1.00 GiB kept" in opening(["a"], "group", 8 * GIB, GIB)
 
     @pytest.mark.parametrize(("code", "how"), [(0, "with code 0"), (137, "by SIGKILL"), (255, "with code 255")])

@@ -42,7 +42,7 @@ Rss:                8 kB
 Rss:               12 kB
 Anonymous:         12 kB
 """
-    + "a line from the future\n"
+    "a line from the future\n"
 )
 
 
@@ -65,7 +65,7 @@ def test_kinds() -> None:
         ("/models/a b.safetensors", MappingKind.FILE, True): 1500,
         ("/models/gone.bin", MappingKind.FILE, False): 16,
         ("", MappingKind.ANONYMOUS, True): 96,
-        ("/dev/shm/torch_1", MappingKind.SHARED_MEMORY, False): 128,
+        ("/dev/shm/torch_1", MappingKind.SHARED_MEMORY, False): 128,  # noqa: S108 - a name in a recorded file
         ("/dev/dri/renderD128", MappingKind.DEVICE, False): 8,
         ("[stack]", MappingKind.ANONYMOUS, True): 12,
     }

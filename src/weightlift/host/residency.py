@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from bisect import bisect_right
 from dataclasses import dataclass
 from enum import IntEnum
@@ -18,13 +19,18 @@ from weightlift.host.kernel import QUICK_RANGE_BYTES
 from weightlift.units import align_down, align_up
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     CountCached = Callable[[int, int, int, int], list[int | None]]
 
 _RESIDENCY_STEP_BYTES: Final = 64 << 20
 _VECTOR_WINDOW_BYTES: Final = 1 << 30
 _BLOCK_GRANULES: Final = 16
+_SWEEPS_MAX: Final = 20
+_SWEEP_PAUSE_SECONDS: Final = 0.005
+
+SWEPT_BYTES: Final = 64 << 10
+"""What may be left after a sweep and still count as nothing."""
 
 
 class Residency(IntEnum):
@@ -275,6 +281,24 @@ def sweep(fd: int, ranges: Iterable[tuple[int, int]]) -> None:
         stop = align_up(size, kernel.PAGE_SIZE) if end >= size else align_down(end, kernel.PAGE_SIZE)
         if stop > start:
             kernel.advise_dont_need(fd, start, stop - start)
+
+
+def sweep_until_settled(fd: int, ranges: Sequence[tuple[int, int]]) -> int | None:
+    """Drop ranges like :func:`sweep`, again and again for a moment, until nothing to speak of is left.
+
+    Read-ahead that is still under way is passed over by the kernel and arrives afterwards.
+
+    Returns:
+        How many bytes of the ranges are still cached; ``None`` if the system will not tell.
+    """
+    left: int | None = 0
+    for _ in range(_SWEEPS_MAX if ranges else 0):
+        sweep(fd, ranges)
+        left = cached_in(fd, ranges)
+        if left is None or left <= SWEPT_BYTES:
+            break
+        time.sleep(_SWEEP_PAUSE_SECONDS)
+    return left
 
 
 def _joined(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:

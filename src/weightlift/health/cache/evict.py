@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import os
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from weightlift.errors import printable
 from weightlift.host import kernel, residency
 from weightlift.host.processes import command_name, holders_of
-from weightlift.units import KIB
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from weightlift.health.cache.files import FoundFile
 
-_SWEEPS_MAX: Final = 20
-_PAUSE_SECONDS: Final = 0.005
-_NOTHING_BYTES: Final = 64 * KIB
-"""What read-ahead that was still under way may have brought back: not worth a word."""
 _NAMED_MAX: Final = 3
 
 
@@ -87,20 +81,9 @@ def _evict_open(file: FoundFile, descriptor: int) -> Eviction:
             os.fsync(descriptor)
     except OSError as err:
         return Eviction(file, before, before, f"it could not be written out ({os.strerror(err.errno or 0)})")
-    after = _sweep(descriptor, size)
-    return Eviction(file, before, after, "" if after is not None and after <= _NOTHING_BYTES else _why(file))
-
-
-def _sweep(descriptor: int, size: int) -> int | None:
-    after: int | None = None
-    for _ in range(_SWEEPS_MAX):
-        residency.sweep(descriptor, [(0, size)])
-        after = residency.residency(descriptor, size)
-        if after is None or after <= _NOTHING_BYTES:
-            break
-        # Read-ahead that is still under way is passed over by the kernel and arrives afterwards.
-        time.sleep(_PAUSE_SECONDS)
-    return after
+    after = residency.sweep_until_settled(descriptor, [(0, size)])
+    gone = after is not None and after <= residency.SWEPT_BYTES
+    return Eviction(file, before, after, "" if gone else _why(file))
 
 
 def _why(file: FoundFile) -> str:

@@ -19,7 +19,7 @@ from weightlift.formats.files import access_failure
 from weightlift.health.cache.residency import FileResidency, residencies
 from weightlift.host import kernel
 from weightlift.host.groups import available_memory
-from weightlift.host.residency import Residency, may_see_residency, residency_map, sweep
+from weightlift.host.residency import Residency, may_see_residency, residency_map, sweep_until_settled
 from weightlift.operations import Sink
 from weightlift.options import LoadOptions
 from weightlift.pipeline import Transfer
@@ -189,7 +189,7 @@ def _drop(file: FoundFile, ranges: Sequence[Range]) -> None:
         raise access_failure(file.path, err) from err
     try:
         if may_see_residency(descriptor):
-            sweep(descriptor, ranges)
+            sweep_until_settled(descriptor, ranges)
     finally:
         kernel.close_quickly(descriptor)
 
@@ -241,7 +241,7 @@ class _Reader:
             workers=workers,
             progress=lambda landed, _: self._look(done + landed),
         )
-        transfer = Transfer(description, range(len(pairs)), options, destination_bytes=0)
+        transfer = Transfer(description, range(len(pairs)), options, destination_bytes=0, look_at_cache=False)
         transfer.run(_RangesTarget(description, wanted))
         transfer.finish()
         self.read_bytes = done + sum(want.length for want in wanted)

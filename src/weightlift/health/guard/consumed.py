@@ -84,3 +84,14 @@ def droppable(file: SeenFile, *, everything: bool) -> tuple[int, int] | None:
         return None
     behind = align_down(min(file.positions) - _MARGIN_BYTES, MIB)
     return (0, behind) if behind > 0 else None
+
+
+def most_read(now: Mapping[str, SeenFile], before: Mapping[str, SeenFile]) -> SeenFile | None:
+    """The file whose positions went on furthest between two looks; ``None`` if none did."""
+    went = {path: _furthest(file) - _furthest(before.get(path)) for path, file in now.items()}
+    path = max(went, key=went.__getitem__, default=None)
+    return now[path] if path is not None and went[path] > 0 else None
+
+
+def _furthest(file: SeenFile | None) -> int:
+    return max(file.positions, default=0) if file is not None else 0

@@ -76,6 +76,21 @@ def growths(now: Mappings, before: Mappings) -> list[Growth]:
     return sorted(found, key=lambda growth: growth.grown_bytes, reverse=True)
 
 
+def page_growths(now: Mappings, before: Mappings) -> list[Growth]:
+    """Mapped files of which a MiB or more came into memory as pages that the kernel can drop, most first."""
+    found = []
+    for key, use in now.items():
+        earlier = before.get(key, MappingUse())
+        grown = _droppable_bytes(use) - _droppable_bytes(earlier)
+        if key.kind is MappingKind.FILE and grown >= _WORTH_NAMING_BYTES:
+            found.append(Growth(key, use, grown))
+    return sorted(found, key=lambda growth: growth.grown_bytes, reverse=True)
+
+
+def _droppable_bytes(use: MappingUse) -> int:
+    return use.resident_bytes - use.anonymous_bytes
+
+
 def lasting_bytes(key: MappingKey, use: MappingUse) -> int:
     """What the kernel cannot drop of a mapping."""
     return use.resident_bytes + use.swapped_bytes if key.kind is MappingKind.SHARED_MEMORY else use.lasting_bytes
@@ -95,6 +110,12 @@ def describe(growth: Growth) -> str:
     if key.kind is MappingKind.DEVICE:
         return f"memory of the device {name}: {grown}"
     return f"memory that the program allocated{f' as {name}' if name else ''}: {grown}"
+
+
+def describe_pages(growth: Growth) -> str:
+    """What a growth of droppable pages is."""
+    use, name = growth.use, printable(growth.key.name, _PATH_CHARACTERS)
+    return f"{name}, mapped: {format_bytes(_droppable_bytes(use))} of {format_bytes(use.mapped_bytes)} in memory"
 
 
 def advice(growth: Growth) -> str:

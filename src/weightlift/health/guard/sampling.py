@@ -11,8 +11,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from weightlift.health.guard.consumed import FILE_BYTES_MIN, Seen, see
-from weightlift.health.guard.culprits import growths
+from weightlift.health.guard.consumed import FILE_BYTES_MIN, Seen, SeenFile, most_read, see
+from weightlift.health.guard.culprits import growths, page_growths
 from weightlift.health.guard.facts import Sample
 from weightlift.host.groups import ROOT, available_memory
 from weightlift.host.mappings import Mappings, joined, mappings_of
@@ -42,6 +42,7 @@ class _Remembered:
     mapped: Mappings = field(default_factory=dict)
     mappings_due: float = _NEVER
     files: Seen = field(default_factory=dict)
+    files_before: Seen = field(default_factory=dict)
     files_due: float = _NEVER
     tree: list[int] = field(default_factory=list)
     tree_at: float = _NEVER
@@ -142,7 +143,9 @@ class Sampler:
         """
         seen, now = self._seen, self.seconds
         if at_once or now >= seen.mappings_due:
-            found = [one for process_id in self.process_ids(afresh=True) if (one := mappings_of(process_id, self._root))]
+            found = [
+                one for process_id in self.process_ids(afresh=True) if (one := mappings_of(process_id, self._root))
+            ]
             if found:
                 seen.earlier, seen.mappings = seen.mappings, joined(found)
             seen.mapped = joined(found)
@@ -152,7 +155,7 @@ class Sampler:
             descriptors = [
                 entry for one in self.process_ids() for entry in open_descriptors(one, FILE_BYTES_MIN, self._root)
             ]
-            seen.files = see(seen.files, descriptors, seen.mapped)
+            seen.files_before, seen.files = seen.files, see(seen.files, descriptors, seen.mapped)
             seen.files_due = self._due(begin, _FILES_SECONDS_MIN)
 
     def _due(self, begin: float, seconds_min: float) -> float:
@@ -171,3 +174,8 @@ class Sampler:
     def growing(self) -> list[Growth]:
         """What grew between the last two looks, most first."""
         return growths(self._seen.mappings, self._seen.earlier)
+
+    def file_activity(self) -> tuple[Growth | None, SeenFile | None]:
+        """Between the last two looks: the mapped file that most came into memory of, and the one most was read of."""
+        mapped = page_growths(self._seen.mappings, self._seen.earlier)
+        return (mapped[0] if mapped else None), most_read(self._seen.files, self._seen.files_before)

@@ -229,6 +229,7 @@ class Watch:
         if self._state.phase is Phase.RUNNING:
             self._sampler.look()
         growing = self._sampler.growing()
+        mapped, read = self._sampler.file_activity()
         if sample.seconds - self._logged_at >= _LOG_SECONDS:
             self._logged_at = sample.seconds
             fields = asdict(sample) | {"lasting_bytes": sample.lasting_bytes}
@@ -239,6 +240,8 @@ class Watch:
                 growth_bytes_per_second=round(verdict.growth),
                 **fields,
                 growing=[growth.to_json() for growth in growing[:3]],
+                paging=mapped.to_json() if mapped else None,
+                reading=asdict(read) if read else None,
             )
         if sample.seconds - self._shown_at >= _SHOW_SECONDS:
             pressure = self._pressure_share(sample.seconds)
@@ -248,7 +251,7 @@ class Watch:
                     self._command,
                     sample,
                     verdict,
-                    growing[0] if growing else None,
+                    words.growing_line(growing[0] if growing else None, mapped, read),
                     phase=self._state.phase.value,
                     pressure=pressure,
                 )

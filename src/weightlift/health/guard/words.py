@@ -7,18 +7,20 @@ import signal
 from typing import TYPE_CHECKING, Final
 
 from weightlift.errors import printable
-from weightlift.health.guard.culprits import advice, describe
+from weightlift.health.guard.culprits import advice, describe, describe_pages
 from weightlift.units import format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from weightlift.health.guard.consumed import SeenFile
     from weightlift.health.guard.culprits import Growth
     from weightlift.health.guard.facts import Sample
     from weightlift.health.guard.judge import Verdict
 
 NAME: Final = "weightlift guard"
 _COMMAND_CHARACTERS: Final = 120
+_PATH_CHARACTERS: Final = 200
 _NAMED: Final = 3
 _WORTH_NAMING_SHARE: Final = 0.05
 _BAR_CELLS: Final = 24
@@ -94,11 +96,29 @@ def kernel_killed(kills: int, limit_bytes: int | None) -> str:
     return f"{NAME}: the kernel killed {kills} of the command's own processes at {limit}; nothing else was killed"
 
 
+def growing_line(growing: Growth | None, mapped: Growth | None, read: SeenFile | None) -> str:
+    """What grows now: lasting memory before pages of files, which the kernel can drop.
+
+    Args:
+        growing: the mapping that took most lasting memory.
+        mapped: the mapped file of which most came into memory.
+        read: the file of which most was read.
+    """
+    if growing is not None:
+        return f"growing: {describe(growing)}"
+    if mapped is not None:
+        return f"page cache: {describe_pages(mapped)}"
+    if read is not None:
+        done, path = max(read.positions, default=0), printable(read.path, _PATH_CHARACTERS)
+        return f"page cache: {path}, read up to {format_bytes(done)} of {format_bytes(read.size_bytes)}"
+    return "growing: nothing to speak of"
+
+
 def status_lines(
     command: Sequence[str],
     sample: Sample,
     verdict: Verdict,
-    growing: Growth | None,
+    growing: str,
     *,
     phase: str,
     pressure: float | None,
@@ -118,5 +138,5 @@ def status_lines(
             f"[{'█' * filled}{'·' * (_BAR_CELLS - filled)}] room for {format_bytes(max(0, verdict.room_bytes))}; the "
             f"machine has {format_bytes(sample.available_bytes)}"
         ),
-        f"growing: {describe(growing)}" if growing else "growing: nothing to speak of",
+        growing,
     ]
