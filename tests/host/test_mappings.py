@@ -96,5 +96,8 @@ def test_pages_written_to_leave_the_file(tmp_path: Path) -> None:
         written = mappings_of(os.getpid())
     assert read is not None
     assert written is not None
-    assert (read[key].resident_bytes, read[key].anonymous_bytes) == (8 * MIB, 0)
-    assert (written[key].resident_bytes, written[key].anonymous_bytes) == (8 * MIB, 3 * MIB)
+    # The kernel may take pages of the file back at any time, and may never take those that were written to.
+    assert read[key].anonymous_bytes == 0
+    assert 3 * MIB < read[key].resident_bytes <= 8 * MIB
+    assert written[key].anonymous_bytes == 3 * MIB
+    assert written[key].mapped_bytes == 8 * MIB
