@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="guard needs Linux")
 
 OWN = os.getpid()
-SMAPS = "7f0000000000-7f0040000000 rw-p 00000000 fe:00 7      /models/a.safetensors\nRss: {rss} kB\nAnonymous: {rss} kB\n"
+SMAPS = (
+    "7f0000000000-7f0040000000 rw-p 00000000 fe:00 7      /models/a.safetensors\nRss: {rss} kB\nAnonymous: {rss} kB\n"
+)
 MACHINE = {
     "proc/meminfo": "MemTotal: 33554432 kB\nMemFree: 1048576 kB\nMemAvailable: 16777216 kB\nSwapFree: 2097152 kB\n",
     "proc/pressure/memory": "some avg10=0.00 avg60=0.00 avg300=0.00 total=5000000\nfull avg10=0.00 total=0\n",
