@@ -88,6 +88,10 @@ class TestWhatGrowsNow:
         assert lines[2] == "page cache: /m/c\\x1b.bin, read up to 3.00 GiB of 8.00 GiB"
         assert lines[3] == "growing: nothing to speak of"
 
+    def test_names_of_mapped_files_cannot_steer_the_terminal(self) -> None:
+        (growth,) = page_growths({READ_ONLY._replace(name="/m/\x1b[2J"): NOW[READ_ONLY]}, {})
+        assert "\x1b" not in words.growing_line(None, growth, None)
+
     def test_the_file_most_was_read_of(self) -> None:
         other = replace(self.read, path="/m/d", positions=(2 * GIB,))
         now = {file.path: file for file in (self.read, other)}

@@ -109,12 +109,15 @@ def test_swap_counts_as_room_only_if_it_was_granted() -> None:
 
 
 class TestPageCache:
-    def test_consumed_files_go_when_the_machine_has_no_free_page_left(self) -> None:
-        samples = [replace(IDLE, seconds=second / 4, free_bytes=500 * MIB) for second in range(12)]
-        acted = play(samples)
+    def test_consumed_files_go_when_memory_gets_short(self) -> None:
+        short = replace(IDLE, free_bytes=500 * MIB, available_bytes=7 * GIB)
+        acted = play(replace(short, seconds=second / 4) for second in range(12))
         assert {verdict.action for _, verdict in acted} == {Action.DROP_CONSUMED}
         assert [seconds for seconds, _ in acted] == [0, 1, 2]
-        assert "500 MiB of memory are free" in acted[0][1].reason
+        assert "7.00 GiB of memory are available" in acted[0][1].reason
+
+    def test_few_free_pages_alone_are_no_reason(self) -> None:
+        assert actions([replace(IDLE, free_bytes=0)]) == []
 
     def test_consumed_files_go_when_they_fill_the_group(self) -> None:
         full = replace(IDLE, charged_bytes=22 * GIB, file_bytes=20 * GIB)
@@ -129,7 +132,7 @@ class TestPageCache:
         assert set(actions(samples)) == {Action.DROP_ALL}
 
     def test_without_page_cache_there_is_nothing_to_drop(self) -> None:
-        assert actions([replace(IDLE, file_bytes=0, free_bytes=0)]) == []
+        assert actions([replace(IDLE, file_bytes=0, free_bytes=0, available_bytes=7 * GIB)]) == []
 
 
 def test_others_that_suffer_while_room_is_little_end_it() -> None:
@@ -168,7 +171,7 @@ class TestFrozen:
 
     def test_a_command_that_only_pauses_its_growth_does_not_run_on(self) -> None:
         # Frozen, it no longer grows: what was too little room a moment ago must not look like enough.
-        samples = [sample for sample in growing(2 * GIB) if sample.anonymous_bytes < 23.9 * GIB]
+        samples = growing(16 * GIB, every=0.01)
         state = State()
         for sample in samples:
             state, verdict = judge(state, sample, self.policy)

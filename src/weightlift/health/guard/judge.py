@@ -3,8 +3,8 @@
 Has no clock and touches nothing, so that whole catastrophes can be played to it. In order of severity:
 
 1. *calm*: nothing is done.
-2. The machine has no free page left, or the command's group is nearly full: page cache of files that the command has
-   done with is dropped, before the kernel drops something that is needed.
+2. The machine has no free pages left and few that could be had, or the command's group is nearly full: page cache of
+   files that the command has done with is dropped, before the kernel drops something that is needed.
 3. There is little room, or others wait for memory: page cache of all its large files is dropped.
 4. There is no room: the command is frozen, and either stopped (asked to end, killed after a grace period) or left
    frozen until there is room again.
@@ -28,6 +28,7 @@ _REACTION_SECONDS: Final = 0.25
 _DROP_PAUSE_SECONDS: Final = 1.0
 _RESUME_SECONDS: Final = 1.0
 _NEARLY_FULL: Final = 0.9
+_GETTING_SHORT: Final = 4
 _OTHERS_WAIT: Final = 0.2
 _OTHERS_SUFFER: Final = 0.5
 _FASTEST_GROWTH: Final = 8 * GIB
@@ -184,8 +185,9 @@ def _action(state: State, sample: Sample, policy: Policy, figures: _Figures) -> 
         return Action.DROP_ALL, f"room for {format_bytes(max(0, figures.room))} more is left"
     if (figures.stalled or 0.0) >= _OTHERS_WAIT:
         return Action.DROP_ALL, f"other programs waited for memory {figures.stalled:.0%} of the time"
-    if sample.free_bytes < policy.reserve_bytes:
-        return Action.DROP_CONSUMED, f"only {format_bytes(sample.free_bytes)} of memory are free"
+    # A machine that has been up for a while has few free pages and is well all the same, as long as many can be had.
+    if sample.free_bytes < policy.reserve_bytes and sample.available_bytes < policy.total_bytes // _GETTING_SHORT:
+        return Action.DROP_CONSUMED, f"only {format_bytes(sample.available_bytes)} of memory are available"
     ceiling = sample.ceiling_bytes
     if ceiling is not None and (sample.charged_bytes or 0) >= _NEARLY_FULL * ceiling:
         return Action.DROP_CONSUMED, f"page cache fills the {format_bytes(ceiling)} allowed"
