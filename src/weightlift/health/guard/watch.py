@@ -314,5 +314,8 @@ def _drop_file(file: SeenFile, offset: int, length: int) -> int:
         residency.sweep(descriptor, part)
         after = residency.cached_in(descriptor, part)
         return 0 if before is None or after is None else max(0, before - after)
+    except OSError:
+        # A file system that fails must not end the watch.
+        return 0
     finally:
         kernel.close_quickly(descriptor)
