@@ -11,7 +11,6 @@ import ctypes
 import errno
 import mmap
 import os
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
@@ -22,7 +21,7 @@ from weightlift.host import kernel, residency, storage
 from weightlift.host.probes import run_probes
 from weightlift.operations import ShardSource
 from weightlift.plan import GRANULE_BYTES, ShardFacts
-from weightlift.units import KIB, MIB, PAGE_BYTES
+from weightlift.units import MIB, PAGE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -34,9 +33,6 @@ if TYPE_CHECKING:
 
 
 _COUNTED_BYTES: Final = 64 * MIB
-_SWEEPS_MAX: Final = 20
-_SWEEP_PAUSE_SECONDS: Final = 0.005
-_SWEPT_BYTES: Final = 64 * KIB
 
 
 class OpenShards:
@@ -182,23 +178,14 @@ class OpenShards:
     def sweep(self, uses: Mapping[int, ShardUse] | None = None) -> None:
         """Drop from the page cache what was not in it before the shards' headers were read, and only that.
 
-        Read-ahead that is still under way is skipped by the kernel and arrives afterwards, so the sweep is repeated for
-        a moment until nothing to speak of is left.
-
         Args:
             uses: how the shards were read, if that is known: only the header of one never read through the page cache
                 can be in it.
         """
         for index, absent in self._absent.items():
-            descriptor = self.sources[index].descriptor
             through_it = uses is None or uses[index].buffered_bytes or uses[index].mapped_bytes
             ranges = absent if through_it else self._description.shards[index].brought_in
-            for _ in range(_SWEEPS_MAX if ranges else 0):
-                residency.sweep(descriptor, ranges)
-                left = residency.cached_in(descriptor, ranges)
-                if left is None or left <= _SWEPT_BYTES:
-                    break
-                time.sleep(_SWEEP_PAUSE_SECONDS)
+            residency.sweep_until_settled(self.sources[index].descriptor, ranges)
 
     def drop_caused(self) -> None:
         """Drop what the load has brought into the page cache so far; :meth:`sweep` has to follow at the end."""

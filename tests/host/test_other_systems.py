@@ -23,7 +23,9 @@ SCRIPT = """
             delattr(mmap, name)
     sys.platform = sys.argv[1]
 
-    from weightlift.host import kernel, memory, residency, storage
+    from weightlift.cli import main as _command_line
+    from weightlift.health.cache import evict, warm
+    from weightlift.host import groups, kernel, memory, processes, residency, storage
     from weightlift.monitor import Monitor
     from weightlift.testing.cgroup import CgroupUnavailable, memory_cgroup
     from weightlift.testing.fast_disk import FastDiskUnavailable, fast_disk

@@ -13,7 +13,7 @@ import sys
 from typing import TYPE_CHECKING, Final, NoReturn, Protocol
 
 from weightlift._version import __version__
-from weightlift.cli import doctor, inspect, load, manifest, verify
+from weightlift.cli import cache, doctor, guard, inspect, load, manifest, verify
 from weightlift.cli.outcome import ExitCode, UsageError, exit_code, write_error
 from weightlift.cli.spelling import as_options, option_spellings
 
@@ -39,6 +39,8 @@ COMMANDS: Final[dict[str, Command]] = {
     "manifest": manifest,
     "verify": verify,
     "doctor": doctor,
+    "guard": guard,
+    "cache": cache,
 }
 
 EXIT_CODES: Final = (
@@ -102,10 +104,10 @@ def _reported(words: Sequence[str]) -> int:
     except SystemExit as finished:  # --help and --version
         return int(finished.code or 0)
     except (Exception, KeyboardInterrupt) as err:  # noqa: BLE001 - the outermost place: everything becomes an exit code
+        # What follows a bare "--" belongs to another program.
+        own = words[: words.index("--")] if "--" in words else words
         options = option_spellings(make_parser())
-        write_error(
-            err, as_json="--json" in words, debug="--debug" in words, spell=lambda text: as_options(text, options)
-        )
+        write_error(err, as_json="--json" in own, debug="--debug" in own, spell=lambda text: as_options(text, options))
         return exit_code(err)
 
 

@@ -37,14 +37,14 @@ class ProcessMemory:
 
 def process_memory(root: Path = ROOT) -> ProcessMemory | None:
     """What this process holds now; the kernel's counters may lag by some hundred KiB per processor."""
-    rows = _kilobytes(read_text(root / "proc/self/status") or "")
+    rows = kilobyte_rows(read_text(root / "proc/self/status") or "")
     try:
         return ProcessMemory(rows["RssAnon"], rows["RssFile"], rows["RssShmem"])
     except KeyError:
         return None
 
 
-def _kilobytes(text: str) -> dict[str, int]:
+def kilobyte_rows(text: str) -> dict[str, int]:
     """Values in bytes of the lines like ``RssAnon:   112 kB``."""
     values: dict[str, int] = {}
     for line in text.splitlines():
@@ -77,7 +77,7 @@ class Headroom:
 
 def headroom(root: Path = ROOT) -> Headroom | None:
     """Memory left for this process, from the machine's ``MemAvailable`` and the limits of all its control groups."""
-    machine = _kilobytes(read_text(root / "proc/meminfo") or "")
+    machine = kilobyte_rows(read_text(root / "proc/meminfo") or "")
     try:
         available, total = machine["MemAvailable"], machine["MemTotal"]
     except KeyError:
@@ -139,7 +139,12 @@ def swap_counters(root: Path = ROOT) -> tuple[int, int] | None:
 
 def pressure_stall_seconds(root: Path = ROOT) -> float | None:
     """Seconds since start in which some task of the machine waited for memory."""
-    for line in (read_text(root / "proc/pressure/memory") or "").splitlines():
+    return stalled_seconds(read_text(root / "proc/pressure/memory") or "")
+
+
+def stalled_seconds(pressure: str) -> float | None:
+    """Seconds in which some task waited, from the text of the machine's or a control group's pressure file."""
+    for line in pressure.splitlines():
         kind, *fields = line.split()
         if kind == "some":
             # The kernel counts in microseconds.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from bisect import bisect_right
 from dataclasses import dataclass
 from enum import IntEnum
@@ -26,6 +27,11 @@ BLOCK_GRANULES: Final = 16
 """How many granules :func:`residency_map` looks at together first."""
 
 _VECTOR_WINDOW_BYTES: Final = 1 << 30
+_SWEEPS_MAX: Final = 20
+_SWEEP_PAUSE_SECONDS: Final = 0.005
+
+SWEPT_BYTES: Final = 64 << 10
+"""What may be left after a sweep and still count as nothing."""
 
 
 class Residency(IntEnum):
@@ -172,10 +178,13 @@ def residency_map(
     """
     assert granule_bytes > 0, granule_bytes
     assert granule_bytes % kernel.PAGE_SIZE == 0, granule_bytes
+    block_bytes = granule_bytes * BLOCK_GRANULES
+    counts = count_cached(fd, 0, size_bytes, block_bytes) if blocks is None else blocks
+    if size_bytes and None not in counts and (whole := sum(count or 0 for count in counts)) in {0, size_bytes}:
+        return ResidencyMap(granule_bytes, size_bytes, whole, (ResidencyRun(0, size_bytes, _judge(whole, size_bytes)),))
     runs: list[ResidencyRun] = []
     total = 0
-    block_bytes = granule_bytes * BLOCK_GRANULES
-    for index, cached in enumerate(count_cached(fd, 0, size_bytes, block_bytes) if blocks is None else blocks):
+    for index, cached in enumerate(counts):
         if cached is None:
             return None
         start = index * block_bytes
@@ -332,6 +341,24 @@ def sweep(fd: int, ranges: Iterable[tuple[int, int]]) -> None:
         stop = align_up(size, kernel.PAGE_SIZE) if end >= size else align_down(end, kernel.PAGE_SIZE)
         if stop > start:
             kernel.advise_dont_need(fd, start, stop - start)
+
+
+def sweep_until_settled(fd: int, ranges: Sequence[tuple[int, int]]) -> int | None:
+    """Drop ranges like :func:`sweep`, again and again for a moment, until nothing to speak of is left.
+
+    Read-ahead that is still under way is passed over by the kernel and arrives afterwards.
+
+    Returns:
+        How many bytes of the ranges are still cached; ``None`` if the system will not tell.
+    """
+    left: int | None = 0
+    for _ in range(_SWEEPS_MAX if ranges else 0):
+        sweep(fd, ranges)
+        left = cached_in(fd, ranges)
+        if left is None or left <= SWEPT_BYTES:
+            break
+        time.sleep(_SWEEP_PAUSE_SECONDS)
+    return left
 
 
 def _joined(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
