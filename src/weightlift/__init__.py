@@ -16,10 +16,11 @@ from weightlift._version import __version__
 
 if TYPE_CHECKING:
     from weightlift import errors
-    from weightlift.api import Checkpoint, StateDict, load, load_into, open, stream
+    from weightlift.api import Checkpoint, StateDict, fit, load, load_into, open, stream
     from weightlift.description import TensorInfo
     from weightlift.device_staging import release_pinned_memory
     from weightlift.errors import WeightliftError
+    from weightlift.fitting import FitReport
     from weightlift.modules import LoadIntoResult
     from weightlift.options import LoadOptions
     from weightlift.streaming import TensorStream
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Checkpoint": "weightlift.api",
+    "FitReport": "weightlift.fitting",
     "LoadIntoResult": "weightlift.modules",
     "LoadOptions": "weightlift.options",
     "LoadReport": "weightlift.types",
@@ -34,6 +36,7 @@ _HOMES = {
     "TensorInfo": "weightlift.description",
     "TensorStream": "weightlift.streaming",
     "WeightliftError": "weightlift.errors",
+    "fit": "weightlift.api",
     "load": "weightlift.api",
     "load_into": "weightlift.api",
     "open": "weightlift.api",
@@ -43,6 +46,7 @@ _HOMES = {
 
 __all__ = [
     "Checkpoint",
+    "FitReport",
     "LoadIntoResult",
     "LoadOptions",
     "LoadReport",
@@ -52,6 +56,7 @@ __all__ = [
     "WeightliftError",
     "__version__",
     "errors",
+    "fit",
     "load",
     "load_into",
     "open",

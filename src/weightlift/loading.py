@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from weightlift.destinations import Destinations
-from weightlift.errors import InsufficientMemoryError
-from weightlift.host.memory import available_processors, headroom
+from weightlift.fitting import explaining_device_memory, require_fit
+from weightlift.host.memory import available_processors
 from weightlift.pipeline import Transfer
 from weightlift.summary import summarise, summarise_mapped
 from weightlift.targets.digest import DigestTarget, digest_tensors
@@ -14,16 +14,16 @@ from weightlift.targets.host import HostTarget
 from weightlift.targets.mapped import map_shards, mappable_rows, mapped_tensors
 from weightlift.targets.null import NullTarget
 from weightlift.types import Method
-from weightlift.units import format_bytes
+from weightlift.weighing import weigh, within
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from weightlift.description import Description
+    from weightlift.fitting import FitReport
     from weightlift.options import LoadOptions
     from weightlift.targets.base import Target
     from weightlift.targets.device import DeviceAccess
-    from weightlift.targets.frameworks import TensorMaker
     from weightlift.types import LoadReport
 
 Loaded = tuple[list[tuple[str, Any]], "LoadReport"]
@@ -42,30 +42,66 @@ def load_rows(description: Description, rows: Sequence[int], options: LoadOption
     """
     where = Destinations(description, rows, options)
     if where.discards:
-        return transfer_rows(description, rows, options, _null_target(description, rows, options))
-    if options.method is Method.MMAP and where.in_host_memory and options.dtype is None:
-        return _load_mapped(description, rows, options, where.maker)
+        fit = _weigh(description, rows, options, where, None)
+        target = _null_target(description, rows, options)
+        return transfer_rows(description, rows, within(fit, options), target, fit=fit)
+    if _hands_out_mappings(where, options):
+        return _load_mapped(description, rows, options, where)
     target = where.target(rows)
-    check_fit(target)
-    return transfer_rows(
-        description, rows, options, target, accesses=where.accesses, staging_reason=where.staging_reason
-    )
+    fit = _weigh(description, rows, options, where, target)
+    require_fit(fit)
+    with explaining_device_memory(fit):
+        return transfer_rows(
+            description,
+            rows,
+            within(fit, options),
+            target,
+            fit=fit,
+            accesses=where.accesses,
+            staging_reason=where.staging_reason,
+        )
 
 
-def check_fit(target: Target) -> None:
-    """Raise before anything is read if the tensors cannot fit this machine or its cgroup.
+def fit_rows(description: Description, rows: Sequence[int], options: LoadOptions) -> FitReport:
+    """What loading some rows will take and what there is, without reading or allocating anything.
+
+    Args:
+        description: the checkpoint.
+        rows: the selected rows, in file order.
+        options: how they would be loaded.
 
     Raises:
-        InsufficientMemoryError: says by how much.
+        WeightliftError: the options do not go together.
     """
-    if not target.host_bytes:
-        return
-    room = headroom()
-    if room is None or target.host_bytes <= room.available_bytes + room.swap_free_bytes:
-        return
-    raise InsufficientMemoryError(
-        f"the tensors need {format_bytes(target.host_bytes)} of memory and {room.sentence}",
-        hint='load part of them (names=…), stream them (weightlift.stream), use method="mmap", or add swap',
+    where = Destinations(description, rows, options)
+    keeps = not where.discards and not _hands_out_mappings(where, options)
+    return _weigh(description, rows, options, where, where.target(rows) if keeps else None, thorough=True)
+
+
+def _hands_out_mappings(where: Destinations, options: LoadOptions) -> bool:
+    return options.method is Method.MMAP and where.in_host_memory and options.dtype is None
+
+
+def _weigh(
+    description: Description,
+    rows: Sequence[int],
+    options: LoadOptions,
+    where: Destinations,
+    target: Target | None,
+    *,
+    thorough: bool = False,
+) -> FitReport:
+    total = sum(map(description.lengths.__getitem__, rows))
+    mapped = target is None and not where.discards
+    return weigh(
+        description,
+        options,
+        host_bytes=target.host_bytes if target is not None else 0,
+        mapped_bytes=total if mapped else 0,
+        staged_bytes=target.staged_bytes if isinstance(target, HostTarget) else 0 if mapped else total,
+        accesses=where.accesses,
+        device_bytes={} if where.in_host_memory else where.device_bytes(rows),
+        thorough=thorough,
     )
 
 
@@ -88,6 +124,7 @@ def transfer_rows(
     options: LoadOptions,
     target: Target,
     *,
+    fit: FitReport | None = None,
     accesses: Sequence[DeviceAccess] = (),
     staging_reason: str = "",
 ) -> Loaded:
@@ -98,6 +135,7 @@ def transfer_rows(
         rows: the rows the target was made for.
         options: how.
         target: where the tensors go.
+        fit: whether that fits, for the report.
         accesses: the GPUs that the target copies to.
         staging_reason: why some device is not among them.
     """
@@ -124,6 +162,7 @@ def transfer_rows(
         staging_reason=staging_reason,
         finished=finished,
         digests=digests,
+        fit=fit,
     )
     return tensors, report
 
@@ -139,8 +178,9 @@ def _digests(description: Description, rows: Sequence[int], options: LoadOptions
     return dict(report.digests)
 
 
-def _load_mapped(description: Description, rows: Sequence[int], options: LoadOptions, maker: TensorMaker) -> Loaded:
+def _load_mapped(description: Description, rows: Sequence[int], options: LoadOptions, where: Destinations) -> Loaded:
     """Hand out views of mapped files; tensors misaligned in the file are read into memory of their own."""
+    maker, fit = where.maker, _weigh(description, rows, options, where, None)
     mapped = mappable_rows(description, rows)
     aligned = set(mapped)
     owned = [row for row in rows if row not in aligned]
@@ -156,7 +196,9 @@ def _load_mapped(description: Description, rows: Sequence[int], options: LoadOpt
         if options.digest:
             digests = _digests_of_mappings(description, rows, mappings)
     finished = transfer.finish()
-    report = summarise_mapped(transfer, description, rows, options, owned=owned, finished=finished, digests=digests)
+    report = summarise_mapped(
+        transfer, description, rows, options, owned=owned, finished=finished, digests=digests, fit=fit
+    )
     return [(description.names[row], tensors[description.names[row]]) for row in rows], report
 
 

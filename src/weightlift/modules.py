@@ -11,6 +11,7 @@ from weightlift.targets.access import gpu_access
 from weightlift.targets.frameworks import pick_framework
 from weightlift.targets.module import ModuleTarget
 from weightlift.types import Framework, LoadReport, Method
+from weightlift.weighing import weigh, within
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -69,7 +70,11 @@ def load_module(module: Any, description: Description, options: LoadOptions, *, 
     maker = pick_framework(Framework.TORCH)
     accesses, reason = _accesses(destinations[name] for name in found)
     target = ModuleTarget(description, rows, maker, destinations, accesses)
-    _, report = transfer_rows(description, rows, options, target, accesses=accesses, staging_reason=reason)
+    total = sum(map(description.lengths.__getitem__, rows))
+    fit = weigh(description, options, staged_bytes=total, accesses=accesses)
+    _, report = transfer_rows(
+        description, rows, within(fit, options), target, fit=fit, accesses=accesses, staging_reason=reason
+    )
     return LoadIntoResult(missing, unexpected, report)
 
 

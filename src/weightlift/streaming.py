@@ -20,6 +20,7 @@ from weightlift.pipeline import Transfer
 from weightlift.summary import summarise
 from weightlift.types import Method
 from weightlift.units import MIB
+from weightlift.weighing import weigh, within
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -63,7 +64,9 @@ class TensorStream:
         self.report: LoadReport | None = None
         self._description = description
         self._rows = rows
-        self._options = options
+        total = sum(map(description.lengths.__getitem__, rows))
+        self._fit = weigh(description, options, staged_bytes=total, accesses=where.accesses)
+        self._options = options = within(self._fit, options)
         self._where = where
         self._closed = True
         self._pending: deque[Sequence[int]] = deque(self._unit_rows())
@@ -80,7 +83,7 @@ class TensorStream:
             accesses=where.accesses,
         )
         with self._transfer.aborting():
-            self._transfer.begin_stream(sum(map(description.lengths.__getitem__, rows)))
+            self._transfer.begin_stream(total)
         self._closed = False
 
     def _unit_rows(self) -> Iterator[Sequence[int]]:
@@ -170,6 +173,7 @@ class TensorStream:
             staging_reason=self._where.staging_reason,
             finished=finished,
             digests={},
+            fit=self._fit,
         )
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from weightlift.ceilings import known_ceilings
 from weightlift.types import FileReport, HostMemoryReport, LoadReport, Method, Staging
 from weightlift.units import format_bytes
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from weightlift.description import Description
+    from weightlift.fitting import FitReport
     from weightlift.monitor import MonitorResult
     from weightlift.operations import Counters, ShardUse
     from weightlift.options import LoadOptions
@@ -113,6 +115,7 @@ def summarise(
     finished: tuple[Counters, MonitorResult, int | None],
     digests: Mapping[str, str],
     staging_reason: str = "",
+    fit: FitReport | None = None,
 ) -> LoadReport:
     """The report of a finished transfer.
 
@@ -125,6 +128,7 @@ def summarise(
         finished: what :meth:`~weightlift.pipeline.Transfer.finish` returned.
         digests: digests by tensor name.
         staging_reason: why a device was not reached through its runtime.
+        fit: what was found out about memory beforehand.
     """
     staging, staging_reason = _staging(transfer, options, device, staging_reason)
     counters, observed, cached = finished
@@ -170,9 +174,10 @@ def summarise(
         swap_in_bytes=observed.swap_in_bytes,
         swap_out_bytes=observed.swap_out_bytes,
         pressure_stall_seconds=observed.pressure_stall_seconds,
-        ceilings={"storage": None, "memory_copy": None, "link": None},
+        ceilings=known_ceilings((description.shards[index].identity.device for index in transfer.uses), device),
         bottleneck=bottleneck(counters),
         digests=digests,
+        fit=fit.sentence if fit is not None else "",
     )
 
 
@@ -185,9 +190,10 @@ def summarise_mapped(
     owned: Sequence[int],
     finished: tuple[Counters, MonitorResult, int | None],
     digests: Mapping[str, str],
+    fit: FitReport | None = None,
 ) -> LoadReport:
     """The report of a load that handed out mapped tensors, of which ``owned`` rows had to be read instead."""
-    base = summarise(transfer, description, rows, options, device="cpu", finished=finished, digests=digests)
+    base = summarise(transfer, description, rows, options, device="cpu", finished=finished, digests=digests, fit=fit)
     kind = "shared read-only" if options.readonly else "private copy-on-write"
     reason = f"method=mmap was asked for: the tensors are {kind} views of the files and are read when first touched"
     if owned:

@@ -145,6 +145,7 @@ class LoadReport:
         bottleneck: what the workers spent their time on: ``storage``, ``memory copy``, ``link``,
             ``processor``, ``consumer``.
         digests: xxh3-128 per tensor in hexadecimal, where asked for.
+        fit: what was known beforehand of the memory needed and there, in one sentence; empty where nothing was asked.
     """
 
     tensors: int
@@ -172,6 +173,7 @@ class LoadReport:
     ceilings: Mapping[str, float | None]
     bottleneck: str
     digests: Mapping[str, str] = field(default_factory=dict)
+    fit: str = ""
 
     @property
     def gigabytes_per_second(self) -> float:
@@ -217,5 +219,6 @@ class LoadReport:
             "pressure_stall_seconds": self.pressure_stall_seconds,
             "ceilings": dict(self.ceilings),
             "bottleneck": self.bottleneck,
+            "fit": self.fit or None,
             "digest": dict(self.digests),
         }

@@ -7,7 +7,7 @@ import contextlib
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
-from weightlift.api import load
+from weightlift.api import fit, load
 from weightlift.cli.arguments import add_checkpoint, described
 from weightlift.cli.outcome import ExitCode, write_json
 from weightlift.types import CachePolicy, EngineName, Framework, Method
@@ -71,6 +71,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help=described("", "chunk_bytes", "WEIGHTLIFT_CHUNK", otherwise="found while loading"),
     )
     parser.add_argument("--digest", action="store_true", help="print the xxh3-128 digest of every tensor as stored")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what the load would take and whether it fits; reads headers only"
+    )
     _add_talk(parser)
 
 
@@ -89,6 +92,8 @@ def run(arguments: argparse.Namespace) -> int:
     keywords: dict[str, Any] = {
         option: getattr(arguments, option) for option in _OPTIONS if getattr(arguments, option) is not None
     }
+    if arguments.dry_run:
+        return _dry_run(arguments, keywords)
     with _progress(arguments) as progress:
         report = load(arguments.path, progress=progress, digest=arguments.digest, **keywords).report
     if arguments.json:
@@ -101,6 +106,19 @@ def run(arguments: argparse.Namespace) -> int:
     for line in digest_lines(report):
         print(line)
     return ExitCode.DONE
+
+
+def _dry_run(arguments: argparse.Namespace, keywords: dict[str, Any]) -> int:
+    """Print the fit report; its verdict is the exit code."""
+    found = fit(arguments.path, **keywords)
+    if arguments.json:
+        write_json(found.to_json())
+    else:
+        from weightlift.reports.console import show
+        from weightlift.reports.fit import fit_tables
+
+        show(sys.stdout, *fit_tables(found, arguments.path))
+    return ExitCode.DOES_NOT_FIT if found.missing_bytes else ExitCode.DONE
 
 
 def _progress(arguments: argparse.Namespace) -> AbstractContextManager[Callable[[int, int], None] | None]:
