@@ -1,6 +1,6 @@
 """How fast this machine's storage, memory and links are known to be, as probed by this process and nobody else.
 
-Owns a table that lives as long as the process. Measures nothing: ``weightlift.health.probes`` writes what it found here,
+Owns a table that lives as long as the process. Measures nothing: ``weightlift.health.probes`` writes what it finds,
 the report of a load reads it. Nothing is remembered beyond the process, since a figure of yesterday may be of another
 drive, and nothing is guessed: what was not probed is unknown.
 """
