@@ -103,7 +103,7 @@ class OpenShards:
             mapping = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
             self._stack.callback(mapping.close)
             self.mappings[index] = mapping
-            mapping_address = _readonly_address(mapping)
+            mapping_address = readonly_address(mapping)
         self.sources.append(
             ShardSource(
                 descriptor,
@@ -215,7 +215,8 @@ class OpenShards:
         )
 
 
-def _readonly_address(mapping: mmap.mmap) -> int:
+def readonly_address(mapping: mmap.mmap) -> int:
+    """The address of a mapping's first byte, read-only ones included."""
     # ctypes wants a writable buffer; the buffer protocol itself tells the address of a read-only one.
     view = memoryview(mapping)
     try:
