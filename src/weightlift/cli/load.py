@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from weightlift.api import fit, load
 from weightlift.cli.arguments import add_checkpoint, described
 from weightlift.cli.outcome import ExitCode, write_json
-from weightlift.types import CachePolicy, EngineName, Framework, Method
+from weightlift.types import CachePolicy, EngineName, Framework, Method, Staging
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,6 +23,7 @@ _OPTIONS: Final = (
     "cache",
     "host_memory",
     "engine",
+    "staging",
     "device",
     "names",
     "dtype",
@@ -47,6 +48,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
             choices=[member.value for member in kind],
             help=described("", option, f"WEIGHTLIFT_{option.upper()}"),
         )
+    parser.add_argument(
+        "--staging",
+        choices=[staging.value for staging in Staging],
+        help=described("which memory lies between storage and a GPU", "staging"),
+    )
     parser.add_argument("--host-memory", metavar="SIZE", help=described("", "host_memory", "WEIGHTLIFT_HOST_MEMORY"))
     parser.add_argument(
         "--framework",

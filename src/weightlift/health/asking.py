@@ -9,6 +9,7 @@ import contextlib
 import json
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -56,18 +57,26 @@ class Child:
 
     Args:
         steps: what to ask, see :mod:`weightlift.health.child`.
-        command: what to run instead, for tests.
+        command: what to run instead, for tests; it is given the same arguments.
+
+    Attributes:
+        answers: what it said, by step.
+        hung: the step that it was given up at; empty if it answered everything or ended.
     """
 
     def __init__(self, steps: Sequence[str], command: Sequence[str] | None = None) -> None:
-        words = command or [sys.executable, "-m", "weightlift.health.child", *steps]
+        words = command or [sys.executable, "-m", "weightlift.health.child"]
+        self._steps = set(steps)
+        self._folder = tempfile.TemporaryDirectory(prefix="weightlift-doctor-", ignore_cleanup_errors=True)
         self.answers: dict[str, dict[str, Any]] = {}
         self.hung = ""
         self._last_words = ""
         self._step = ""
         self._finished = threading.Event()
         self._started = time.monotonic()
-        self._process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # noqa: S603
+        self._process = subprocess.Popen(  # noqa: S603 - this interpreter, or what a test names
+            [*words, self._folder.name, *steps], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
         self._readers = [
             threading.Thread(target=read, name="weightlift-doctor", daemon=True) for read in (self._hear, self._drain)
         ]
@@ -85,6 +94,8 @@ class Child:
                 else:
                     self.answers[step] = said
                     self._step = ""
+            if self._steps <= self.answers.keys():
+                self._finished.set()
         self._finished.set()
 
     def _drain(self) -> None:
@@ -108,6 +119,7 @@ class Child:
             for stream in (self._process.stdout, self._process.stderr):
                 assert stream is not None
                 stream.close()
+        self._folder.cleanup()
 
     @property
     def failure(self) -> str:

@@ -1,6 +1,6 @@
 """What only a framework can tell, asked in a process of its own: versions, mappings, GPUs, the speed of their links.
 
-Run as ``python -m weightlift.health.child STEP…``. A driver that hangs takes this process with it and nobody else.
+Run as ``python -m weightlift.health.child FOLDER STEP…``. A driver that hangs takes this process with it and nobody else.
 Every step says that it begins, then what it found, one JSON object a line, so that whoever waits knows what was found
 before and what hung.
 """
@@ -11,7 +11,6 @@ import importlib
 import json
 import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -120,20 +119,18 @@ STEPS: Final[dict[str, Callable[[str], dict[str, Any]]]] = {
     "gpus": _gpus,
     "links": _links,
 }
-"""What can be asked; each step gets a temporary folder."""
+"""What can be asked; each step gets the folder for its files."""
 
 
-def main(steps: list[str]) -> int:
+def main(folder: str, steps: list[str]) -> None:
     """Carry out some steps; one that fails says so and the next begins."""
-    with tempfile.TemporaryDirectory(prefix="weightlift-doctor-") as folder:
-        for step in steps:
-            _say({"step": step, "begins": True})
-            try:
-                answer = {"step": step, **STEPS[step](folder)}
-            except Exception as err:  # noqa: BLE001 - whatever a framework raises is an answer
-                answer = {"step": step, "error": f"{type(err).__name__}: {err}".splitlines()[0]}
-            _say(answer)
-    return 0
+    for step in steps:
+        _say({"step": step, "begins": True})
+        try:
+            answer = {"step": step, **STEPS[step](folder)}
+        except Exception as err:  # noqa: BLE001 - whatever a framework raises is an answer
+            answer = {"step": step, "error": f"{type(err).__name__}: {err}".splitlines()[0]}
+        _say(answer)
 
 
 def _say(answer: dict[str, Any]) -> None:
@@ -142,4 +139,6 @@ def _say(answer: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(sys.argv[1], sys.argv[2:])
+    # Frameworks take seconds to tidy up, or hang over it, and nothing here is worth tidying.
+    os._exit(0)

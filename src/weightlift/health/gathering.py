@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from weightlift.host.place import PlaceFacts
 
 T = TypeVar("T")
+U = TypeVar("U")
 ROOT: Final = Path("/")
 _CALL_SECONDS: Final = 1.5
 _CHILD_SECONDS: Final = 4.0
@@ -55,7 +56,7 @@ class _Gatherer:
     def __init__(self) -> None:
         self.gaps: list[Gap] = []
 
-    def ask(self, what: str, function: Callable[[], T], otherwise: T, seconds: float = _CALL_SECONDS) -> T:
+    def ask(self, what: str, function: Callable[[], T], otherwise: U, seconds: float = _CALL_SECONDS) -> T | U:
         """What a probe says, or ``otherwise`` with a gap."""
         try:
             return ask(what, function, seconds)
@@ -148,7 +149,7 @@ def _software(
     libraries: Sequence[Library], child: Child | None, gatherer: _Gatherer, *, with_place: bool
 ) -> SoftwareFacts:
     environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
-    library = gatherer.ask("the native engine", native_library, "")
+    library = gatherer.ask("the native engine", lambda: native_library(), "")  # noqa: PLW0108 - a cached function has no type
     engine = library if isinstance(library, str) else ""
     found = SoftwareFacts(libraries=tuple(libraries), environment=environment, engine=engine)
     if child is None:
