@@ -1,6 +1,6 @@
 """What only a framework can tell, asked in a process of its own: versions, mappings, GPUs, the speed of their links.
 
-Run as ``python -m weightlift.health.child FOLDER STEP…``. A driver that hangs takes this process with it and nobody else.
+Run as ``python -m weightlift.health.child FOLDER STEP…``. A driver that hangs takes this process with it and no other.
 Every step says that it begins, then what it found, one JSON object a line, so that whoever waits knows what was found
 before and what hung.
 """

@@ -33,7 +33,7 @@ T = TypeVar("T")
 U = TypeVar("U")
 ROOT: Final = Path("/")
 _CALL_SECONDS: Final = 1.5
-_CHILD_SECONDS: Final = 4.0
+_CHILD_SECONDS: Final = 3.5
 _CHILD_SECONDS_WITH_PLACE: Final = 7.0
 _PROBE_SECONDS: Final = 5.0
 _LIBRARIES: Final = ("torch", "safetensors")
@@ -158,7 +158,8 @@ def _software(
     if child.hung:
         gatherer.missing(
             "the rest of what torch could tell",
-            f"it gave no answer in time while it was at the step {child.hung!r}",
+            f"it gave no answer in time while it was at the step {child.hung!r}"
+            + (" (the first import after boot takes longer: run doctor again)" if child.hung == "torch" else ""),
         )
     elif child.failure:
         gatherer.missing("what torch could tell", child.failure)

@@ -41,7 +41,8 @@ LINK_MEASURED = Rule(
     level=Level.WARNING,
     when="copies to a card reach less than 60 % of what its link can carry",
     why="loads out of the page cache are as fast as this link",
-    mend="on machines with several processors bind the program to the card's own: `numactl --cpunodebind={node}`; in a "
+    mend="on machines with several processors bind the program to the card's own: `numactl --cpunodebind="
+    "$(cat /sys/bus/pci/devices/{address}/numa_node) COMMAND`; in a "
     "virtual machine check how the card is passed through",
 )
 NO_DRIVER = Rule(
@@ -140,7 +141,8 @@ def check_links(facts: Facts) -> Iterator[Finding]:
             if gpu.link_speed < _REACHED * link.gigabytes_per_second_max:
                 yield LINK_MEASURED.found(
                     f"copies to {gpu.name} reach {gpu.link_speed:.1f} GB/s of the {link.gigabytes_per_second_max:.1f} "
-                    "that its link can carry"
+                    "that its link can carry",
+                    LINK_MEASURED.mend.replace("{address}", card.address),
                 )
 
 

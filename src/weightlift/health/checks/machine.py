@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING, Final
 
 from weightlift.health.findings import Check, Finding, Level, Rule
 from weightlift.host.machine import UNLIMITED, Ability
-from weightlift.units import GIB, MIB, format_bytes
+from weightlift.units import GIB, MIB, align_up, format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from weightlift.health.facts import Facts
+    from weightlift.host.memory import Room
 
 _LOW_SHARE: Final = 0.1
 _LOCK_BYTES: Final = 64 * MIB
 _SHARED_BYTES: Final = 1 * GIB
+_BESIDE_BYTES: Final = 2 * GIB
 
 MEMORY_LOW = Rule(
     id="memory-low",
@@ -37,7 +39,8 @@ CGROUP_LIMIT = Rule(
     level=Level.ADVICE,
     when="a control group (container, systemd unit, job) allows this process less memory than the machine has",
     why="programs that judge by the machine's memory are killed; the page cache of the files read counts too",
-    mend="raise the limit: `docker run --memory={wanted}`, `systemctl set-property {unit} MemoryMax={wanted}`",
+    mend="raise the limit: `docker update --memory={size} {container}`, `sudo systemctl set-property {unit} "
+    "MemoryMax={size}`",
 )
 MODEL_EXCEEDS_MEMORY = Rule(
     id="model-exceeds-memory",
@@ -125,8 +128,28 @@ def check_memory(facts: Facts) -> Iterator[Finding]:
         yield CGROUP_LIMIT.found(
             f"the control group {tightest.group} (version {tightest.version}) allows "
             f"{format_bytes(tightest.limit_bytes)} of the machine's {format_bytes(total)}, "
-            f"{format_bytes(tightest.available_bytes)} of it available"
+            f"{format_bytes(tightest.available_bytes)} of it available",
+            _raise_limit(facts, tightest),
         )
+
+
+def _raise_limit(facts: Facts, group: Room) -> str:
+    """The command that gives a group room for the model named, or for half of the machine."""
+    total = facts.machine.memory_bytes if facts.machine else None
+    wanted = facts.place.model_bytes + _BESIDE_BYTES if facts.place else (total or 0) // 2
+    gib = max(align_up(wanted, GIB), 2 * group.limit_bytes) // GIB
+    last = group.group.rsplit("/", 1)[-1]
+    container = facts.machine.container if facts.machine else ""
+    if container in {"docker", "podman"}:
+        return f"`{container} update --memory={gib}g {shlex.quote(last) if last else 'CONTAINER'}`"
+    if last.endswith((".service", ".scope", ".slice")):
+        return f"`sudo systemctl set-property {shlex.quote(last)} MemoryMax={gib}G`"
+    file = (
+        f"/sys/fs/cgroup/memory{group.group}/memory.limit_in_bytes"
+        if group.version == 1
+        else f"/sys/fs/cgroup{group.group}/memory.max"
+    )
+    return f"`echo {gib * GIB} | sudo tee {shlex.quote(file)}`, or whatever set the limit"
 
 
 def check_model_against_memory(facts: Facts) -> Iterator[Finding]:
