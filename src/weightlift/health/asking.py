@@ -74,9 +74,13 @@ class Child:
         self._step = ""
         self._finished = threading.Event()
         self._started = time.monotonic()
-        self._process = subprocess.Popen(  # noqa: S603 - this interpreter, or what a test names
-            [*words, self._folder.name, *steps], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        try:
+            self._process = subprocess.Popen(  # noqa: S603 - this interpreter, or what a test names
+                [*words, self._folder.name, *steps], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+        except OSError:
+            self._folder.cleanup()
+            raise
         self._readers = [
             threading.Thread(target=read, name="weightlift-doctor", daemon=True) for read in (self._hear, self._drain)
         ]
