@@ -34,8 +34,8 @@ U = TypeVar("U")
 ROOT: Final = Path("/")
 _CALL_SECONDS: Final = 1.5
 _CHILD_SECONDS: Final = 3.5
-_CHILD_SECONDS_WITH_PLACE: Final = 7.0
-_PROBE_SECONDS: Final = 5.0
+_CHILD_SECONDS_WITH_PLACE: Final = 8.5
+_PROBE_SECONDS: Final = 4.0
 _LIBRARIES: Final = ("torch", "safetensors")
 
 ENVIRONMENT: Final = (

@@ -72,7 +72,7 @@ def check_swap(facts: Facts) -> Iterator[Finding]:
         return
     if not machine.swap:
         if not machine.container:
-            yield SWAP_NONE.found("there is no swap", _make_swap(max(_missing(facts), _SUGGESTED_BYTES)))
+            yield SWAP_NONE.found("there is no swap", _make_swap(facts, max(_missing(facts), _SUGGESTED_BYTES)))
         return
     total = sum(area.size_bytes for area in machine.swap)
     used = sum(area.used_bytes for area in machine.swap)
@@ -101,7 +101,7 @@ def check_swap_for_model(facts: Facts) -> Iterator[Finding]:
     yield SWAP_SHORT.found(
         f"the model has {format_bytes(place.model_bytes)}, {machine.room.sentence} and {have}: "
         f"{format_bytes(missing)} more swap would be needed to hold it in host memory",
-        f"{_make_swap(missing)}; or load it to a GPU, or `--method mmap`",
+        f"{_make_swap(facts, missing)}; or load it to a GPU, or `--method mmap`",
     )
 
 
@@ -113,9 +113,15 @@ def _missing(facts: Facts) -> int:
     return max(0, facts.place.model_bytes - room.available_bytes - room.swap_free_bytes)
 
 
-def _make_swap(nbytes: int) -> str:
+def _make_swap(facts: Facts, nbytes: int) -> str:
+    """The commands that add a swap file of a size, under a name that no other one has."""
+    taken = {area.name for area in (facts.machine.swap if facts.machine else None) or ()}
+    name, number = "/swapfile", 1
+    while name in taken:
+        number += 1
+        name = f"/swapfile{number}"
     size = f"{align_up(nbytes, GIB) // GIB}G"
-    return SWAP_NONE.mend.replace("{size}", size)
+    return SWAP_NONE.mend.replace("{size}", size).replace("/swapfile", name)
 
 
 CHECKS: Final[tuple[Check, ...]] = (check_swap, check_swap_for_model)
