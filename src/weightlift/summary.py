@@ -132,15 +132,7 @@ def summarise(
     """
     staging, staging_reason = _staging(transfer, options, device, staging_reason)
     counters, observed, cached = finished
-    facts, keep = transfer.shards.facts, transfer.cache.keep
-    files = tuple(
-        FileReport(
-            path=str(description.shards[index].path),
-            used=used_by_method(use),
-            reason=file_reason(options.method, facts[index], use, keep=keep),
-        )
-        for index, use in transfer.uses.items()
-    )
+    files = _files(transfer, description, options)
     used: dict[str, int] = {key: sum(file.used[key] for file in files) for key in ("direct", "buffered", "mmap")}
     pool = transfer.pool
     return LoadReport(
@@ -154,7 +146,7 @@ def summarise(
         method_used=used,
         reason=_overall(files, transfer.cache.reason),
         cache_requested=options.cache.value,
-        cache_decided="keep" if keep else "drop",
+        cache_decided="keep" if transfer.cache.keep else "drop",
         files=files,
         staging=staging,
         staging_reason=staging_reason,
@@ -178,6 +170,19 @@ def summarise(
         bottleneck=bottleneck(counters),
         digests=digests,
         fit=fit.sentence if fit is not None else "",
+    )
+
+
+def _files(transfer: Transfer, description: Description, options: LoadOptions) -> tuple[FileReport, ...]:
+    """How every shard was read, and why."""
+    facts, keep = transfer.shards.facts, transfer.cache.keep
+    return tuple(
+        FileReport(
+            path=str(description.shards[index].path),
+            used=used_by_method(use),
+            reason=file_reason(options.method, facts[index], use, keep=keep),
+        )
+        for index, use in transfer.uses.items()
     )
 
 
