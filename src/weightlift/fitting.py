@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from weightlift.errors import InsufficientMemoryError
@@ -71,6 +71,23 @@ class DeviceFit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CacheFit:
+    """What would become of the page cache, in bytes.
+
+    Attributes:
+        file_bytes: the files that would be read.
+        cached_bytes: what the page cache holds of them; ``None`` where unknown.
+        keep: whether what is read may stay there.
+        reason: why, in a sentence.
+    """
+
+    file_bytes: int
+    cached_bytes: int | None
+    keep: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FitReport:
     """What a load will take and what there is, in bytes, before anything is read.
 
@@ -83,6 +100,7 @@ class FitReport:
         description_bytes: the checkpoint's own description, which is there already.
         devices: what goes to each device.
         room: what the machine and its control groups leave; ``None`` where unknown.
+        cache: what would become of the page cache; ``None`` where it was not looked at.
     """
 
     tensor_bytes: int
@@ -93,6 +111,7 @@ class FitReport:
     description_bytes: int
     devices: tuple[DeviceFit, ...]
     room: Headroom | None
+    cache: CacheFit | None = None
 
     @property
     def needed_bytes(self) -> int:
@@ -186,6 +205,7 @@ class FitReport:
                 }
                 for fit in self.devices
             ],
+            "page_cache": asdict(self.cache) if self.cache is not None else None,
             "warnings": list(self.warnings()),
         }
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from weightlift.destinations import Destinations
-from weightlift.fitting import explaining_device_memory, require_fit
+from weightlift.engines.native import count_cached
+from weightlift.fitting import CacheFit, explaining_device_memory, require_fit
 from weightlift.host.memory import available_processors
 from weightlift.pipeline import Transfer
+from weightlift.plan import decide_cache
+from weightlift.shards import OpenShards
 from weightlift.summary import summarise, summarise_mapped
 from weightlift.targets.digest import DigestTarget, digest_tensors
 from weightlift.targets.host import HostTarget
@@ -63,7 +67,7 @@ def load_rows(description: Description, rows: Sequence[int], options: LoadOption
 
 
 def fit_rows(description: Description, rows: Sequence[int], options: LoadOptions) -> FitReport:
-    """What loading some rows will take and what there is, without reading or allocating anything.
+    """What loading some rows will take and what there is, without reading data or allocating anything.
 
     Args:
         description: the checkpoint.
@@ -71,11 +75,27 @@ def fit_rows(description: Description, rows: Sequence[int], options: LoadOptions
         options: how they would be loaded.
 
     Raises:
-        WeightliftError: the options do not go together.
+        WeightliftError: the options do not go together, or a file is not there any more.
     """
     where = Destinations(description, rows, options)
     keeps = not where.discards and not _hands_out_mappings(where, options)
-    return _weigh(description, rows, options, where, where.target(rows) if keeps else None, thorough=True)
+    fit = _weigh(description, rows, options, where, where.target(rows) if keeps else None, thorough=True)
+    return replace(fit, cache=_weigh_cache(description, shards_of(description, rows), options, fit))
+
+
+def _weigh_cache(description: Description, used: Sequence[int], options: LoadOptions, fit: FitReport) -> CacheFit:
+    """What the load would decide about the page cache."""
+    with OpenShards(description, used, want_direct=False, count_cached=count_cached) as shards:
+        facts, cached = [shards.facts[index] for index in used], shards.cached_before()
+    decision = decide_cache(
+        options.cache,
+        options.method,
+        facts,
+        destination_bytes=fit.tensor_bytes,
+        available_bytes=fit.room.available_bytes if fit.room else None,
+    )
+    total = sum(shard.size_bytes for shard in facts)
+    return CacheFit(file_bytes=total, cached_bytes=cached, keep=decision.keep, reason=decision.reason)
 
 
 def _hands_out_mappings(where: Destinations, options: LoadOptions) -> bool:

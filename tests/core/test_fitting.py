@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -173,6 +174,28 @@ class TestLoads:
         mapped = wl.fit(giant, method="mmap")
         assert (mapped.tensor_bytes, mapped.mapped_bytes, mapped.missing_bytes) == (0, 256 * GIB, 0)
         assert wl.fit(giant, device="null").staging_bytes <= 128 * MIB
+
+    def test_what_would_become_of_the_page_cache(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        path, _ = make_checkpoint(tmp_path / "model", shape=(1024, 1024), count=4, shards=2)
+        fit = wl.fit(path, framework="numpy", cache="drop", names="tensor_000")
+        assert fit.cache is not None
+        (shard,) = path.glob("*-00001-of-*.safetensors")
+        assert (fit.cache.keep, fit.cache.file_bytes) == (False, shard.stat().st_size)
+        assert "cache=drop was asked for" in fit.cache.reason
+        before = fit.cache.cached_bytes
+        again = wl.fit(path, framework="numpy", cache="drop", names="tensor_000").cache
+        assert again is not None
+        assert again.cached_bytes == before, "looking must not read"
+        monkeypatch.setattr(weighing, "headroom", lambda: room(9 * MIB))
+        with shard.open("r+b") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        crowded = wl.fit(path, framework="numpy").cache
+        assert crowded is not None
+        if crowded.cached_bytes is None or crowded.cached_bytes == crowded.file_bytes:
+            pytest.skip("the file system keeps pages it is asked to drop, or will not tell")
+        assert not crowded.keep
+        assert "would crowd free memory" in crowded.reason
 
     def test_what_is_staged_is_counted(self, tmp_path: Path) -> None:
         # An unpadded header shifts all data, so that direct reads cannot bring it to its place.

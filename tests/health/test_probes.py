@@ -158,6 +158,7 @@ class TestCeilings:
         ceilings.remember_storage(7, 2.0)
         assert ceilings.known_ceilings([7, 7], "cpu")["storage"] == 3.0
         assert ceilings.known_ceilings([8], "cpu")["storage"] is None
+        ceilings.remember_storage(8, 1.0)
         assert ceilings.known_ceilings([7, 8], "cpu")["storage"] is None
         assert ceilings.known_ceilings([], "null")["storage"] is None
 

@@ -33,6 +33,10 @@ def fit_tables(fit: FitReport, path: str | os.PathLike[str]) -> Iterator[Rendera
     grid.add_row("verdict", text(f"{fit.verdict.value}{lacking}", _STYLES[fit.verdict]))
     for warning in fit.warnings():
         grid.add_row("warning", text(warning, "yellow"))
+    if fit.cache is not None:
+        cached = "unknown" if fit.cache.cached_bytes is None else format_bytes(fit.cache.cached_bytes)
+        what = f"holds {cached} of {format_bytes(fit.cache.file_bytes)}; {'keep' if fit.cache.keep else 'drop'}"
+        grid.add_row("page cache", text(f"{what}: {fit.cache.reason}"))
     yield grid
     yield text("")
     yield _needs(fit)
