@@ -51,7 +51,9 @@ def _torch_mapping(folder: str) -> dict[str, Any]:
     path = os.path.join(folder, "probe.pt")
     torch.save({"probe": torch.zeros(_MAPPED_BYTES, dtype=torch.uint8)}, path)
     state = torch.load(path, mmap=True, weights_only=True)
-    return {"mapping": permissions(path, _maps()), "tensors": len(state)}
+    maps = _maps()
+    del state  # the mapping lives as long as this
+    return {"mapping": permissions(path, maps)}
 
 
 def _safetensors_mapping(folder: str) -> dict[str, Any]:
@@ -64,7 +66,9 @@ def _safetensors_mapping(folder: str) -> dict[str, Any]:
         file.write(len(text).to_bytes(8, "little") + text + bytes(_MAPPED_BYTES))
     with library.safe_open(path, framework="pt") as opened:
         tensor = opened.get_tensor("probe")
-        return {"mapping": permissions(path, _maps()), "tensors": tensor.numel() and 1}
+        maps = _maps()
+        del tensor  # the mapping lives as long as this or the file
+    return {"mapping": permissions(path, maps)}
 
 
 def _gpus(_: str) -> dict[str, Any]:

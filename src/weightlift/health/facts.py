@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from weightlift.host.pci import DriverFacts
+from weightlift.host.pci import AMD, DriverFacts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -171,8 +171,6 @@ class Facts:
     @property
     def amd(self) -> bool:
         """Whether models would be loaded to an AMD GPU."""
-        from weightlift.host.pci import AMD
-
         if self.software.backend in {"cuda", "hip"} and self.software.gpus:
             return self.software.backend == "hip"
         return any(card.vendor == AMD and card.driver == "amdgpu" for card in self.cards)

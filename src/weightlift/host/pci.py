@@ -11,12 +11,9 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from weightlift.host.cgroup import read_text
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 ROOT: Final = Path("/")
 AMD: Final = 0x1002
@@ -202,8 +199,3 @@ def driver_facts(root: Path = ROOT) -> DriverFacts:
         nvidia=read_text(root / "sys/module/nvidia/version") or "",
         rocm=rocm,
     )
-
-
-def amd_cards(cards: tuple[GraphicsCard, ...]) -> Iterator[GraphicsCard]:
-    """AMD's among them."""
-    return (card for card in cards if card.vendor == AMD)

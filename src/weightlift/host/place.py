@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -100,8 +100,6 @@ def place_facts(path: str | os.PathLike[str], root: Path = ROOT) -> PlaceFacts:
 
 
 def _with_probes(facts: PlaceFacts, file: Path) -> PlaceFacts:
-    from dataclasses import replace
-
     try:
         fd = os.open(file, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
     except OSError as err:

@@ -6,7 +6,7 @@ import shlex
 from typing import TYPE_CHECKING, Final
 
 from weightlift.health.findings import Check, Finding, Level, Rule
-from weightlift.host.machine import UNLIMITED, Ability
+from weightlift.host.machine import Ability
 from weightlift.units import GIB, MIB, align_up, format_bytes
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ def check_limits(facts: Facts) -> Iterator[Finding]:
         left = machine.commit_left_bytes
         rest = f", and {format_bytes(max(left, 0))} may still be promised" if left is not None else ""
         yield OVERCOMMIT_STRICT.found(f"the kernel promises no more memory than it has{rest}")
-    if machine.memlock_bytes is not None and machine.memlock_bytes < min(_LOCK_BYTES, UNLIMITED):
+    if machine.memlock_bytes is not None and machine.memlock_bytes < _LOCK_BYTES:
         yield MEMLOCK_SMALL.found(f"this process may lock {format_bytes(machine.memlock_bytes)} in memory")
     if machine.container and machine.shared_bytes is not None and machine.shared_bytes < _SHARED_BYTES:
         yield SHM_SMALL.found(
