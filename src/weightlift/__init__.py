@@ -16,10 +16,11 @@ from weightlift._version import __version__
 
 if TYPE_CHECKING:
     from weightlift import errors
-    from weightlift.api import Checkpoint, StateDict, load, load_into, make_manifest, open, stream, verify
+    from weightlift.api import Checkpoint, StateDict, fit, load, load_into, make_manifest, open, stream, verify
     from weightlift.description import TensorInfo
     from weightlift.device_staging import release_pinned_memory
     from weightlift.errors import WeightliftError
+    from weightlift.fitting import FitReport
     from weightlift.integrity import Verification
     from weightlift.manifest import Manifest
     from weightlift.modules import LoadIntoResult
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Checkpoint": "weightlift.api",
+    "FitReport": "weightlift.fitting",
     "LoadIntoResult": "weightlift.modules",
     "LoadOptions": "weightlift.options",
     "LoadReport": "weightlift.types",
@@ -40,6 +42,7 @@ _HOMES = {
     "TensorStream": "weightlift.streaming",
     "Verification": "weightlift.integrity",
     "WeightliftError": "weightlift.errors",
+    "fit": "weightlift.api",
     "load": "weightlift.api",
     "load_into": "weightlift.api",
     "make_manifest": "weightlift.api",
@@ -51,6 +54,7 @@ _HOMES = {
 
 __all__ = [
     "Checkpoint",
+    "FitReport",
     "LoadIntoResult",
     "LoadOptions",
     "LoadReport",
@@ -63,6 +67,7 @@ __all__ = [
     "WeightliftError",
     "__version__",
     "errors",
+    "fit",
     "load",
     "load_into",
     "make_manifest",

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack
 
 from weightlift.formats import describe
-from weightlift.loading import load_rows
+from weightlift.loading import fit_rows, load_rows
 from weightlift.modules import LoadIntoResult, load_module
 from weightlift.options import LoadOptions
 from weightlift.selection import select_rows
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from weightlift.description import Description, TensorInfo
+    from weightlift.fitting import FitReport
     from weightlift.integrity import Verification
     from weightlift.keywords import LoadKeywords
     from weightlift.manifest import Manifest
@@ -120,6 +121,24 @@ def load(path: str | os.PathLike[str] | Checkpoint, **keywords: Unpack[LoadKeywo
     rows = select_rows(description, options.names)
     tensors, report = load_rows(description, rows, options)
     return StateDict(tensors, report)
+
+
+def fit(path: str | os.PathLike[str] | Checkpoint, **keywords: Unpack[LoadKeywords]) -> FitReport:
+    """Compare what :func:`load` would take with what the machine and its devices have; reads headers only.
+
+    Args:
+        path: a path as for :func:`open`, or an opened checkpoint.
+        **keywords: the fields of :class:`~weightlift.options.LoadOptions`.
+
+    Returns:
+        The comparison. That something does not fit is its verdict, not an error.
+
+    Raises:
+        WeightliftError: see :mod:`weightlift.errors`.
+    """
+    options = LoadOptions(**keywords)  # type: ignore[arg-type]
+    description = _description(path, options)
+    return fit_rows(description, select_rows(description, options.names), options)
 
 
 def stream(path: str | os.PathLike[str] | Checkpoint, **keywords: Unpack[LoadKeywords]) -> TensorStream:

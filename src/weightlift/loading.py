@@ -6,27 +6,31 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from weightlift.destinations import Destinations
-from weightlift.errors import InsufficientMemoryError, IntegrityError
-from weightlift.host.memory import available_processors, headroom
+from weightlift.engines.probing import run_probes
+from weightlift.errors import IntegrityError
+from weightlift.fitting import CacheFit, explaining_device_memory, require_fit
+from weightlift.host.memory import available_processors
 from weightlift.manifest import as_manifest, described_differences, digest_differences, missing_tensors, refuse
 from weightlift.pipeline import Transfer
+from weightlift.plan import decide_cache
+from weightlift.shards import OpenShards
 from weightlift.summary import summarise, summarise_mapped
 from weightlift.targets.digest import DigestTarget, digest_tensors
 from weightlift.targets.host import HostTarget
 from weightlift.targets.mapped import map_shards, mappable_rows, mapped_tensors
 from weightlift.targets.null import NullTarget
 from weightlift.types import Method
-from weightlift.units import format_bytes
+from weightlift.weighing import weigh, within
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from weightlift.description import Description
+    from weightlift.fitting import FitReport
     from weightlift.manifest import Manifest
     from weightlift.options import LoadOptions
     from weightlift.targets.base import Target
     from weightlift.targets.device import DeviceAccess
-    from weightlift.targets.frameworks import TensorMaker
     from weightlift.types import LoadReport
 
 Loaded = tuple[list[tuple[str, Any]], "LoadReport"]
@@ -46,21 +50,25 @@ def load_rows(description: Description, rows: Sequence[int], options: LoadOption
     where = Destinations(description, rows, options)
     manifest = required_manifest(description, rows, options)
     if where.discards:
+        fit = _weigh(description, rows, options, where, None)
         null = _null_target(description, rows, options)
-        return transfer_rows(description, rows, options, null, manifest=manifest)
-    if options.method is Method.MMAP and where.in_host_memory and options.dtype is None:
-        return _load_mapped(description, rows, options, where.maker, manifest)
+        return transfer_rows(description, rows, within(fit, options), null, fit=fit, manifest=manifest)
+    if _hands_out_mappings(where, options):
+        return _load_mapped(description, rows, options, where, manifest)
     target = where.target(rows)
-    check_fit(target)
-    return transfer_rows(
-        description,
-        rows,
-        options,
-        target,
-        accesses=where.accesses,
-        staging_reason=where.staging_reason,
-        manifest=manifest,
-    )
+    fit = _weigh(description, rows, options, where, target)
+    require_fit(fit)
+    with explaining_device_memory(fit):
+        return transfer_rows(
+            description,
+            rows,
+            within(fit, options),
+            target,
+            fit=fit,
+            accesses=where.accesses,
+            staging_reason=where.staging_reason,
+            manifest=manifest,
+        )
 
 
 def required_manifest(description: Description, rows: Sequence[int], options: LoadOptions) -> Manifest | None:
@@ -94,20 +102,62 @@ def verify_beforehand(
         transfer_rows(description, rows, options, target, manifest=manifest)
 
 
-def check_fit(target: Target) -> None:
-    """Raise before anything is read if the tensors cannot fit this machine or its cgroup.
+def fit_rows(description: Description, rows: Sequence[int], options: LoadOptions) -> FitReport:
+    """What loading some rows will take and what there is, without reading data or allocating anything.
+
+    Args:
+        description: the checkpoint.
+        rows: the selected rows, in file order.
+        options: how they would be loaded.
 
     Raises:
-        InsufficientMemoryError: says by how much.
+        WeightliftError: the options do not go together, or a file is not there any more.
     """
-    if not target.host_bytes:
-        return
-    room = headroom()
-    if room is None or target.host_bytes <= room.available_bytes + room.swap_free_bytes:
-        return
-    raise InsufficientMemoryError(
-        f"the tensors need {format_bytes(target.host_bytes)} of memory and {room.sentence}",
-        hint='load part of them (names=…), stream them (weightlift.stream), use method="mmap", or add swap',
+    where = Destinations(description, rows, options)
+    keeps = not where.discards and not _hands_out_mappings(where, options)
+    fit = _weigh(description, rows, options, where, where.target(rows) if keeps else None, thorough=True)
+    return replace(fit, cache=_weigh_cache(description, shards_of(description, rows), options, fit))
+
+
+def _weigh_cache(description: Description, used: Sequence[int], options: LoadOptions, fit: FitReport) -> CacheFit:
+    """What the load would decide about the page cache."""
+    with OpenShards(description, used, want_direct=False, ask=run_probes) as shards:
+        facts, cached = [shards.facts[index] for index in used], shards.cached_before()
+    decision = decide_cache(
+        options.cache,
+        options.method,
+        facts,
+        destination_bytes=fit.tensor_bytes,
+        available_bytes=fit.room.available_bytes if fit.room else None,
+    )
+    total = sum(shard.size_bytes for shard in facts)
+    return CacheFit(file_bytes=total, cached_bytes=cached, keep=decision.keep, reason=decision.reason)
+
+
+def _hands_out_mappings(where: Destinations, options: LoadOptions) -> bool:
+    return options.method is Method.MMAP and where.in_host_memory and options.dtype is None
+
+
+def _weigh(
+    description: Description,
+    rows: Sequence[int],
+    options: LoadOptions,
+    where: Destinations,
+    target: Target | None,
+    *,
+    thorough: bool = False,
+) -> FitReport:
+    total = description.bytes_of(rows)
+    mapped = target is None and not where.discards
+    return weigh(
+        description,
+        options,
+        host_bytes=target.host_bytes if target is not None else 0,
+        mapped_bytes=total if mapped else 0,
+        staged_bytes=target.staged_bytes if isinstance(target, HostTarget) else 0 if mapped else total,
+        accesses=where.accesses,
+        device_bytes={} if where.in_host_memory else where.device_bytes(rows),
+        thorough=thorough,
     )
 
 
@@ -130,6 +180,7 @@ def transfer_rows(
     options: LoadOptions,
     target: Target,
     *,
+    fit: FitReport | None = None,
     accesses: Sequence[DeviceAccess] = (),
     staging_reason: str = "",
     manifest: Manifest | None = None,
@@ -141,6 +192,7 @@ def transfer_rows(
         rows: the rows the target was made for.
         options: how.
         target: where the tensors go.
+        fit: whether that fits, for the report.
         accesses: the GPUs that the target copies to.
         staging_reason: why some device is not among them.
         manifest: what the bytes of the tensors have to be.
@@ -174,6 +226,7 @@ def transfer_rows(
         staging_reason=staging_reason,
         finished=finished,
         digests=digests if options.digest else {},
+        fit=fit,
     )
     return tensors, report
 
@@ -193,10 +246,11 @@ def _load_mapped(
     description: Description,
     rows: Sequence[int],
     options: LoadOptions,
-    maker: TensorMaker,
+    where: Destinations,
     manifest: Manifest | None,
 ) -> Loaded:
     """Hand out views of mapped files; tensors misaligned in the file are read into memory of their own."""
+    maker, fit = where.maker, _weigh(description, rows, options, where, None)
     mapped = mappable_rows(description, rows)
     aligned = set(mapped)
     owned = [row for row in rows if row not in aligned]
@@ -221,7 +275,9 @@ def _load_mapped(
         tensors = dict(mapped_tensors(description, mapped, mappings, maker)) | dict(target.finish())
     finished = transfer.finish()
     shown = digests if options.digest else {}
-    report = summarise_mapped(transfer, description, rows, options, owned=owned, finished=finished, digests=shown)
+    report = summarise_mapped(
+        transfer, description, rows, options, owned=owned, finished=finished, digests=shown, fit=fit
+    )
     return [(description.names[row], tensors[description.names[row]]) for row in rows], report
 
 

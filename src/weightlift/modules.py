@@ -11,6 +11,7 @@ from weightlift.targets.access import gpu_access
 from weightlift.targets.frameworks import pick_framework
 from weightlift.targets.module import ModuleTarget
 from weightlift.types import Framework, LoadReport, Method
+from weightlift.weighing import weigh, within
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -72,7 +73,11 @@ def load_module(module: Any, description: Description, options: LoadOptions, *, 
     target = ModuleTarget(description, rows, maker, destinations, accesses)
     # The module shall be unchanged if a tensor is refused, so they are all looked at before the first is written.
     verify_beforehand(description, rows, options, required_manifest(description, rows, options))
-    _, report = transfer_rows(description, rows, options, target, accesses=accesses, staging_reason=reason)
+    total = description.bytes_of(rows)
+    fit = weigh(description, options, staged_bytes=total, accesses=accesses)
+    _, report = transfer_rows(
+        description, rows, within(fit, options), target, fit=fit, accesses=accesses, staging_reason=reason
+    )
     return LoadIntoResult(missing, unexpected, report)
 
 

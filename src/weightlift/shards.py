@@ -134,7 +134,7 @@ class OpenShards:
         mapping = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
         self._stack.callback(mapping.close)
         self.mappings[index] = mapping
-        return _readonly_address(mapping)
+        return readonly_address(mapping)
 
     def probe_uncached(self) -> None:
         """Find out which shards take uncached buffered reads; until asked, none is known to."""
@@ -217,7 +217,8 @@ class OpenShards:
         )
 
 
-def _readonly_address(mapping: mmap.mmap) -> int:
+def readonly_address(mapping: mmap.mmap) -> int:
+    """The address of a mapping's first byte, read-only ones included."""
     # ctypes wants a writable buffer; the buffer protocol itself tells the address of a read-only one.
     view = memoryview(mapping)
     try:

@@ -25,6 +25,7 @@ from weightlift.targets.digest import digest_tensors
 from weightlift.targets.host import HostTarget
 from weightlift.types import Method
 from weightlift.units import MIB
+from weightlift.weighing import weigh, within
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -68,7 +69,9 @@ class TensorStream:
         self.report: LoadReport | None = None
         self._description = description
         self._rows = rows
-        self._options = options
+        total = description.bytes_of(rows)
+        self._fit = weigh(description, options, staged_bytes=total, accesses=where.accesses)
+        self._options = options = within(self._fit, options)
         self._where = where
         self._closed = True
         self._manifest = required_manifest(description, rows, options)
@@ -89,7 +92,7 @@ class TensorStream:
             accesses=where.accesses,
         )
         with self._transfer.aborting():
-            self._transfer.begin_stream(description.bytes_of(rows))
+            self._transfer.begin_stream(total)
         self._closed = False
         self._delivered = time.monotonic()
 
@@ -192,6 +195,7 @@ class TensorStream:
             staging_reason=self._where.staging_reason,
             finished=finished,
             digests={},
+            fit=self._fit,
         )
 
     def close(self) -> None:

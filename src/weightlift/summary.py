@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from weightlift.ceilings import known_ceilings
 from weightlift.types import FileReport, HostMemoryReport, LoadReport, Method, Staging
 from weightlift.units import format_bytes
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from weightlift.description import Description
+    from weightlift.fitting import FitReport
     from weightlift.monitor import MonitorResult
     from weightlift.operations import Counters, ShardUse
     from weightlift.options import LoadOptions
@@ -148,6 +150,7 @@ def summarise(
     finished: tuple[Counters, MonitorResult, int | None],
     digests: Mapping[str, str],
     staging_reason: str = "",
+    fit: FitReport | None = None,
 ) -> LoadReport:
     """The report of a finished transfer.
 
@@ -160,18 +163,11 @@ def summarise(
         finished: what :meth:`~weightlift.pipeline.Transfer.finish` returned.
         digests: digests by tensor name.
         staging_reason: why a device was not reached through its runtime.
+        fit: what was found out about memory beforehand.
     """
     staging, staging_reason = _staging(transfer, options, device, staging_reason)
     counters, observed, cached = finished
-    facts, keep = transfer.shards.facts, transfer.cache.keep
-    files = tuple(
-        FileReport(
-            path=str(description.shards[index].path),
-            used=used_by_method(use),
-            reason=file_reason(options.method, facts[index], use, keep=keep),
-        )
-        for index, use in transfer.uses.items()
-    )
+    files = _files(transfer, description, options)
     used: dict[str, int] = {key: sum(file.used[key] for file in files) for key in ("direct", "buffered", "mmap")}
     return LoadReport(
         tensors=len(rows),
@@ -184,7 +180,7 @@ def summarise(
         method_used=used,
         reason=_overall(files, transfer.cache.reason),
         cache_requested=options.cache.value,
-        cache_decided="keep" if keep else "drop",
+        cache_decided="keep" if transfer.cache.keep else "drop",
         files=files,
         staging=staging,
         staging_reason=staging_reason,
@@ -196,7 +192,7 @@ def summarise(
         swap_in_bytes=observed.swap_in_bytes,
         swap_out_bytes=observed.swap_out_bytes,
         pressure_stall_seconds=observed.pressure_stall_seconds,
-        ceilings={"storage": None, "memory_copy": None, "link": None},
+        ceilings=known_ceilings((description.shards[index].identity.device for index in transfer.uses), device),
         bottleneck=_bottleneck(transfer, counters, staging),
         group_stall_seconds=observed.group_stall_seconds,
         worker_seconds=worker_seconds(counters),
@@ -205,6 +201,20 @@ def summarise(
         interventions=tuple(transfer.supervisor.interventions),
         samples=observed.samples,
         digests=digests,
+        fit=fit.sentence if fit is not None else "",
+    )
+
+
+def _files(transfer: Transfer, description: Description, options: LoadOptions) -> tuple[FileReport, ...]:
+    """How every shard was read, and why."""
+    facts, keep = transfer.shards.facts, transfer.cache.keep
+    return tuple(
+        FileReport(
+            path=str(description.shards[index].path),
+            used=used_by_method(use),
+            reason=file_reason(options.method, facts[index], use, keep=keep),
+        )
+        for index, use in transfer.uses.items()
     )
 
 
@@ -233,9 +243,10 @@ def summarise_mapped(
     owned: Sequence[int],
     finished: tuple[Counters, MonitorResult, int | None],
     digests: Mapping[str, str],
+    fit: FitReport | None = None,
 ) -> LoadReport:
     """The report of a load that handed out mapped tensors, of which ``owned`` rows had to be read instead."""
-    base = summarise(transfer, description, rows, options, device="cpu", finished=finished, digests=digests)
+    base = summarise(transfer, description, rows, options, device="cpu", finished=finished, digests=digests, fit=fit)
     kind = "shared read-only" if options.readonly else "private copy-on-write"
     reason = f"method=mmap was asked for: the tensors are {kind} views of the files and are read when first touched"
     if owned:

@@ -155,6 +155,7 @@ class LoadReport:
         interventions: what was done on the way because memory got short.
         samples: the load from start to end, in a bounded number of points; not part of the JSON object.
         digests: xxh3-128 per tensor in hexadecimal, where asked for.
+        fit: what was known beforehand of the memory needed and there, in one sentence; empty where nothing was asked.
     """
 
     tensors: int
@@ -188,6 +189,7 @@ class LoadReport:
     interventions: tuple[Intervention, ...] = ()
     samples: tuple[Sample, ...] = ()
     digests: Mapping[str, str] = field(default_factory=dict)
+    fit: str = ""
 
     @property
     def gigabytes_per_second(self) -> float:
@@ -239,5 +241,6 @@ class LoadReport:
             "consumer_seconds": self.consumer_seconds,
             "ceilings": dict(self.ceilings),
             "bottleneck": self.bottleneck,
+            "fit": self.fit or None,
             "digest": dict(self.digests),
         }

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from weightlift.api import load
+from weightlift.api import fit, load
 from weightlift.cli.arguments import add_checkpoint, described
 from weightlift.cli.outcome import ExitCode, write_json
 from weightlift.cli.reading import READING, add_progress, add_reading, given, progress_of
 from weightlift.cli.recorded import recorded
-from weightlift.types import Framework
+from weightlift.types import Framework, Staging
 
 if TYPE_CHECKING:
     import argparse
 
 SUMMARY: str = "load a checkpoint and report time, read path and memory"
 
-_OPTIONS: Final = (*READING, "device", "names", "dtype", "framework", "verify", "watch_seconds")
+_OPTIONS: Final = (*READING, "staging", "device", "names", "dtype", "framework", "verify", "watch_seconds")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +29,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help=described("where tensors go: cpu, null (read and discard) or a device of the framework", "device"),
     )
     add_reading(parser)
+    parser.add_argument(
+        "--staging",
+        choices=[staging.value for staging in Staging],
+        help=described("which memory lies between storage and a GPU", "staging"),
+    )
     parser.add_argument(
         "--framework",
         choices=[framework.value for framework in Framework],
@@ -53,6 +58,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--digest", action="store_true", help="print the xxh3-128 digest of every tensor as stored")
     parser.add_argument(
+        "--dry-run", action="store_true", help="say what the load would take and whether it fits; reads headers only"
+    )
+    parser.add_argument(
         "--verify", metavar="MANIFEST", help="refuse tensors whose bytes are not those of a manifest (default: do not)"
     )
     add_progress(parser)
@@ -62,6 +70,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Load, then print the report."""
     keywords = given(arguments, _OPTIONS)
+    if arguments.dry_run:
+        return _dry_run(arguments, keywords)
     with progress_of(arguments) as progress, recorded(arguments.trace, arguments.report, arguments.path) as written:
         keywords["recording"] = written.recording
         report = written.report = load(arguments.path, progress=progress, digest=arguments.digest, **keywords).report
@@ -75,3 +85,16 @@ def run(arguments: argparse.Namespace) -> int:
     for line in digest_lines(report):
         print(line)
     return ExitCode.DONE
+
+
+def _dry_run(arguments: argparse.Namespace, keywords: dict[str, Any]) -> int:
+    """Print the fit report; its verdict is the exit code."""
+    found = fit(arguments.path, **keywords)
+    if arguments.json:
+        write_json(found.to_json())
+    else:
+        from weightlift.reports.console import show
+        from weightlift.reports.fit import fit_tables
+
+        show(sys.stdout, *fit_tables(found, arguments.path))
+    return ExitCode.DOES_NOT_FIT if found.missing_bytes else ExitCode.DONE

@@ -44,7 +44,8 @@ COMMANDS: Final[dict[str, Command]] = {
 }
 
 EXIT_CODES: Final = (
-    "exit codes: 0 done, 1 failed, 2 wrong usage, 4 does not fit the budget or the machine, 130 interrupted"
+    "exit codes: 0 done, 1 failed, 2 wrong usage, 3 doctor found the machine degraded, "
+    "4 does not fit the budget or the machine, 130 interrupted"
 )
 
 

@@ -1,4 +1,4 @@
-"""System calls that Python does not wrap: cachestat, statx's direct-I/O fields, mincore.
+"""System calls that Python does not wrap: cachestat, statx's direct-I/O fields, mincore, io_uring's set-up.
 
 Owns the numbers and layouts of the kernel's interface and nothing else: no policy, no fallbacks from one call to
 another. Each function answers ``None`` where the system lacks the call and raises ``OSError`` where it failed.
@@ -29,6 +29,8 @@ MADV_POPULATE_WRITE: Final = 23
 
 # Since Linux 5.1 new calls get one number for all architectures; only these families add an offset of their own.
 _CACHESTAT: Final = 451
+_IO_URING_SETUP: Final = 425
+_IO_URING_PARAMETERS_BYTES: Final = 120
 _OWN_NUMBERING: Final = ("alpha", "mips")
 
 _AT_EMPTY_PATH: Final = 0x1000
@@ -134,6 +136,26 @@ def cachestat(fd: int, offset: int, length: int) -> CacheStat | None:
             return None
         raise _failure("cachestat")
     return CacheStat(*counts)
+
+
+def io_uring_setup() -> int | None:
+    """Make the smallest ring that io_uring knows, to find out whether this process may.
+
+    Returns:
+        Its descriptor, to be closed; ``None`` where the kernel has no such call.
+
+    Raises:
+        OSError: ``EPERM`` where it is switched off (``kernel.io_uring_disabled``) or forbidden by a sandbox.
+    """
+    libc = _libc(held=True)
+    if libc is None:
+        return None
+    fd = int(libc.syscall(_IO_URING_SETUP, 1, ctypes.create_string_buffer(_IO_URING_PARAMETERS_BYTES), None, 0))
+    if fd < 0:
+        if ctypes.get_errno() == errno.ENOSYS:
+            return None
+        raise _failure("io_uring_setup")
+    return fd
 
 
 class FileStatus(NamedTuple):

@@ -9,22 +9,21 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import re
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from weightlift.host import kernel
+from weightlift.host.mounts import MOUNTINFO, find_mount
 from weightlift.host.probes import Probe, run_probes
 from weightlift.units import align_up
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 _UNKNOWN_ALIGNMENT: Final = 4096
 _RWF_DONTCACHE: Final = 0x80
-_OCTAL_ESCAPE: Final = re.compile(r"\\([0-7]{3})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,30 +173,12 @@ def probe_dontcache(fd: int) -> bool:
     return kernel.takes_read_flags(fd, kernel.file_status(fd).size_bytes, _RWF_DONTCACHE)
 
 
-def file_system(path: str | os.PathLike[str], mountinfo: Path = Path("/proc/self/mountinfo")) -> str:
+def file_system(path: str | os.PathLike[str], mountinfo: Path = MOUNTINFO) -> str:
     """Name of the type of file system that a path is on, as ``ext4`` or ``fuse.sshfs``; ``unknown`` if nobody tells.
 
     Args:
         path: an existing file or folder.
         mountinfo: the table of mounts to look into.
     """
-    try:
-        device = os.stat(path).st_dev
-        lines = mountinfo.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    except OSError:
-        return "unknown"
-    if sys.platform == "win32":
-        return "unknown"
-    number = f"{os.major(device)}:{os.minor(device)}"
-    real = os.path.realpath(path)
-    best, kind = -1, "unknown"
-    for line in lines:
-        mount, _, source = line.partition(" - ")
-        fields = mount.split()
-        if fields[2] == number:
-            return source.split(" ", 1)[0]
-        # btrfs gives its subvolumes device numbers that the table does not know: there the place decides.
-        point = _OCTAL_ESCAPE.sub(lambda found: chr(int(found[1], 8)), fields[4])
-        if len(point) > best and (real + "/").startswith(point.rstrip("/") + "/"):
-            best, kind = len(point), source.split(" ", 1)[0]
-    return kind
+    mount = find_mount(path, mountinfo)
+    return mount.kind if mount else "unknown"

@@ -75,6 +75,8 @@ def _summary(report: LoadReport, path: str | os.PathLike[str]) -> Table:
     grid.add_row("why", text(report.reason))
     grid.add_row("page cache", text(_page_cache(report)))
     grid.add_row("memory", text(_memory(report)))
+    if report.fit:
+        grid.add_row("fit", text(report.fit))
     if report.engine != "none":
         grid.add_row("engine", text(_engine(report)))
         grid.add_row("bottleneck", text(report.bottleneck + _ceiling(report)))

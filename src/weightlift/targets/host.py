@@ -49,6 +49,11 @@ class HostTarget(Bound):
         self._region: HostRegion | None = None
         self.host_bytes = self._layout.region_bytes
 
+    @property
+    def staged_bytes(self) -> int:
+        """Most bytes that pass through slots: what is packed, and what a direct read cannot bring to its place."""
+        return sum(span.length for span in self._layout.spans if span.packed or not span.mirrored)
+
     def prepare(self) -> Sequence[Wanted]:
         """See :class:`~weightlift.targets.base.Target`."""
         layout = self._layout
