@@ -119,17 +119,7 @@ class IntegrityError(WeightliftError, ValueError):
         tensors: the names of all tensors found to differ; ``tensor`` is the first of them.
     """
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        hint: str = "",
-        path: str | os.PathLike[str] | None = None,
-        tensor: str | None = None,
-        tensors: tuple[str, ...] = (),
-    ) -> None:
-        super().__init__(message, hint=hint, path=path, tensor=tensor)
-        self.tensors = tensors
+    tensors: tuple[str, ...] = ()
 
 
 class FileChangedError(WeightliftError):

@@ -238,14 +238,15 @@ def refuse(description: Description, differences: Mapping[str, str]) -> None:
         row = description.row(name) if name in description else None
         path = None if row is None else description.shards[description.shard_indexes[row]].path
         where = "the checkpoint" if path is None else shown_path(path)
-        raise IntegrityError(
+        error = IntegrityError(
             f"{where}: tensor '{printable(name)}' {problem}{_more(list(differences)[1:])}",
             hint="the file was changed or damaged since the manifest was made: `weightlift verify` lists everything; "
             "fetch it again from where you trust it",
             path=path,
             tensor=name,
-            tensors=tuple(differences),
         )
+        error.tensors = tuple(differences)
+        raise error
 
 
 def _more(names: Iterable[str]) -> str:
