@@ -68,28 +68,34 @@ def within(fit: FitReport, options: LoadOptions) -> LoadOptions:
 def _staging_bytes(options: LoadOptions, accesses: Sequence[DeviceAccess], staged_bytes: int, budget: int) -> int:
     if not staged_bytes:
         return 0
+    processors = available_processors()
     if accesses:
-        pool = plan_device_pool(
-            (),
-            budget_bytes=budget,
-            processors=available_processors(),
-            workers=options.workers,
-            chunk_bytes=options.chunk_bytes,
-            total_bytes=staged_bytes,
-            stored_bytes=0,  # slots for what is cached take the most
-            pinned=options.staging is not Staging.PAGEABLE,
-        )
+        # Which of the two it will be is known once the page cache has been looked at.
+        pools = [
+            plan_device_pool(
+                (),
+                budget_bytes=budget,
+                processors=processors,
+                workers=options.workers,
+                chunk_bytes=options.chunk_bytes,
+                total_bytes=staged_bytes,
+                stored_bytes=stored_bytes,
+                pinned=options.staging is not Staging.PAGEABLE,
+            )
+            for stored_bytes in (0, staged_bytes)
+        ]
     else:
-        pool = plan_pool(
-            (),
-            budget_bytes=budget,
-            processors=available_processors(),
-            workers=options.workers,
-            chunk_bytes=options.chunk_bytes,
-            open_ended=True,
-        )
-    slots = min(pool.slot_count, -(-staged_bytes // pool.chunk_bytes_max))
-    return slots * pool.slot_bytes
+        pools = [
+            plan_pool(
+                (),
+                budget_bytes=budget,
+                processors=processors,
+                workers=options.workers,
+                chunk_bytes=options.chunk_bytes,
+                open_ended=True,
+            )
+        ]
+    return max(min(pool.slot_count, -(-staged_bytes // pool.chunk_bytes_max)) * pool.slot_bytes for pool in pools)
 
 
 def _devices(
