@@ -13,6 +13,7 @@ import signal
 import sys
 import tempfile
 import time
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--devices", default="cuda:0", help="where to, with commas; cpu tries the script itself")
     parser.add_argument("--rc-folder", type=Path, help="where safetensors 0.9.0rc1 was installed by itself")
     parser.add_argument("--disk", type=Path, help="a folder on the disk for the section `disk`")
+    parser.add_argument("--loaders", default="*", help="only peers whose names match this glob")
     parser.add_argument("--no-peers", action="store_true", help="weightlift and the ceilings alone")
     parser.add_argument("--output", type=Path, default=RESULTS, help="the JSON file with the results")
     chosen = parser.parse_args()
@@ -162,7 +164,7 @@ def main() -> None:
         made = make_checkpoints(chosen, folder, scratch, needed)
         context = gpu_sections.Context(
             made,
-            [] if chosen.no_peers else peers.present(),
+            [] if chosen.no_peers else [one for one in peers.present() if fnmatch(one[0].name, chosen.loaders)],
             raw.build(scratch),
             tuple(chosen.devices.split(",")),
         )

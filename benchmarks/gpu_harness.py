@@ -26,11 +26,12 @@ if TYPE_CHECKING:
     from claims import Run
 
 WORKER = Path(__file__).resolve().parent / "gpu_worker.py"
-SPARE_BYTES = 5 << 30
-"""Memory that is backed before a run beside the page cache it fills: some loaders pin 4 GiB."""
+SPARE_BYTES = 1 << 30
+"""Memory that is backed before a run beside the page cache it fills and what its loader is known to take."""
 CHECK_EVERY = 32
-TOGETHER = 36
-"""Workers that wait at once; each takes some hundred MB on the host and on the device."""
+TOGETHER = 12
+"""Workers that wait at once; each takes some hundred MB on the host and on the device, and two seconds of the driver's
+time to start."""
 
 FIGURES = (
     "seconds",
@@ -214,7 +215,7 @@ def _too_late(turn: Turn, deadline: float) -> bool:
     return turn[0] > 0 and time.monotonic() > deadline
 
 
-def memory_needed(case: GpuCase) -> int:
-    """Bytes of host memory that a run of the case will take at most."""
+def memory_needed(case: GpuCase, taken: int = 0) -> int:
+    """Bytes of host memory that a run of the case will take at most, of which the loader itself takes ``taken``."""
     grows = case.state is not states.CacheState.WARM
-    return SPARE_BYTES + grows * case.checkpoint.tensor_bytes
+    return SPARE_BYTES + taken + grows * case.checkpoint.tensor_bytes

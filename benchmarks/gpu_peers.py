@@ -29,6 +29,7 @@ class Loader:
         options: keywords.
         environment: environment variables.
         slow: it takes many seconds, so it loads only once in a process.
+        host_bytes: host memory that it is known to take beside the tensors.
         states: sections that it is run in; empty for all.
     """
 
@@ -39,6 +40,7 @@ class Loader:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
     slow: bool = False
+    host_bytes: int = 0
     states: tuple[str, ...] = ()
 
     def contestant(self, import_from: Sequence[str] = ()) -> Contestant:
@@ -89,6 +91,7 @@ LOADERS = (
         family="InstantTensor",
         package="instanttensor",
         adapter="instanttensor",
+        host_bytes=4 << 30,
         slow=True,
         states=("warm", "cold"),
     ),
@@ -97,6 +100,7 @@ LOADERS = (
         family="InstantTensor",
         package="instanttensor",
         adapter="instanttensor",
+        host_bytes=4 << 30,
         environment={"INSTANTTENSOR_BACKEND": "MMAP"},
     ),
     Loader(
@@ -104,6 +108,7 @@ LOADERS = (
         family="Run:ai",
         package="runai_model_streamer",
         adapter="runai",
+        host_bytes=2 << 30,
         slow=True,
         states=("warm", "cold", "half-warm"),
     ),

@@ -88,9 +88,10 @@ class Draft:
 
     def add(self, name: str, contestant: Contestant, **rest: Any) -> str:
         """One case; returns its name."""
+        taken = rest.pop("host_bytes", 0)
         words = {"checkpoint": self.checkpoint, "state": self.state, **rest}
         case = GpuCase(name=name, contestant=contestant, devices=self.context.devices, **words)
-        self.cases.append(dataclasses.replace(case, memory_bytes=memory_needed(case)))
+        self.cases.append(dataclasses.replace(case, memory_bytes=memory_needed(case, taken)))
         return name
 
     def ours(self, label: str, *, loader: str = "", **rest: Any) -> str:
@@ -109,7 +110,7 @@ class Draft:
             elsewhere = loader.states and label not in loader.states
             if elsewhere or (only is not None and not only(loader)):
                 continue
-            words = {**rest, "loads": 1} if loader.slow else rest
+            words = {**rest, "host_bytes": loader.host_bytes} | ({"loads": 1} if loader.slow else {})
             names.append(self.add(f"{loader.name}, {label}", contestant, **words))
             self.loader_of[names[-1]] = loader.name
         return names

@@ -43,6 +43,7 @@ _TICK_SECONDS: Final = 0.01
 _STUCK_SECONDS: Final = 2.0
 _MAKING_SECONDS: Final = 0.002
 _FIRST_BATCH_BYTES: Final = 64 * MIB
+_MOST_BATCH_BYTES: Final = 512 * MIB
 
 
 class Transfer:
@@ -153,10 +154,12 @@ class Transfer:
         if trial is not None:
             self._try(trial, target)
             extents = self._plan(trial.rest, target, keep=self.cache.keep)
-        for batch in batches(extents, _FIRST_BATCH_BYTES if self._accesses else self._total_bytes):
+        first = _FIRST_BATCH_BYTES if self._accesses else self._total_bytes
+        for batch in batches(extents, first, _MOST_BATCH_BYTES):
             self._add(target.bind(batch))
         if trial is not None and self.cache.keep:
-            self.shards.fetch(trial.direct.shard, trial.direct.offset, trial.direct.length)
+            for part in trial.direct:
+                self.shards.fetch(part.shard, part.offset, part.length)
 
     def _plan(self, wanted: Sequence[Wanted], target: Target, *, keep: bool) -> list[Extent]:
         facts, method = self.shards.facts, self._options.method
@@ -165,9 +168,9 @@ class Transfer:
     def _try(self, trial: Trial, target: Target) -> None:
         """Read one part each way, and decide by what the workers spent on them."""
         spent = []
-        for part, keep in ((trial.direct, False), (trial.kept, True)):
+        for parts, keep in ((trial.direct, False), (trial.kept, True)):
             before = self._busy_seconds()
-            self._add(target.bind(self._plan([part], target, keep=keep)))
+            self._add(target.bind(self._plan(parts, target, keep=keep)))
             self._serve(target)
             spent.append(self._busy_seconds() - before)
         self.cache = judge_trial(*spent)

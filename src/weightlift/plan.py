@@ -320,13 +320,13 @@ def _cut(extent: Extent, step: int, alignment: int) -> Iterator[Extent]:
         start = stop
 
 
-def batches(extents: Sequence[Extent], first_bytes: int) -> Iterator[Sequence[Extent]]:
-    """Extents in parts of growing size: little has to be allocated before the first bytes move."""
+def batches(extents: Sequence[Extent], first_bytes: int, most_bytes: int) -> Iterator[Sequence[Extent]]:
+    """Extents in parts of growing size: little has to be allocated before the first bytes move, nor at any one time."""
     begin, nbytes = 0, 0
     for index, extent in enumerate(extents):
         nbytes += extent.length
         if nbytes >= first_bytes:
             yield extents[begin : index + 1]
-            begin, nbytes, first_bytes = index + 1, 0, 2 * first_bytes
+            begin, nbytes, first_bytes = index + 1, 0, min(2 * first_bytes, max(first_bytes, most_bytes))
     if begin < len(extents):
         yield extents[begin:]

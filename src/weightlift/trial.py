@@ -2,7 +2,8 @@
 
 Reading through the page cache fills it for the next load, and copies every byte once more. On most drives that costs
 nothing, since the drive is slower than the copy; on a very fast one it may halve the speed. No fact about the machine
-tells beforehand, so a load that would keep a large cold file reads two neighbouring parts of it first, one each way.
+tells beforehand, so a load that would keep a large cold file reads two parts of it first, one each way. They are
+neighbours, or take turns where what is cold lies in pieces.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from weightlift.host.residency import Residency
 from weightlift.operations import Sink
 from weightlift.plan import CacheDecision, Wanted, states
-from weightlift.units import GIB, MIB, align_up
+from weightlift.units import GIB, MIB, align_down, align_up
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from weightlift.plan import ShardFacts
 
@@ -23,6 +24,7 @@ WORTH_BYTES: Final = 1 * GIB
 """Cold bytes from which on a trial is made."""
 
 PART_BYTES: Final = 64 * MIB
+_PIECE_BYTES_MIN: Final = 8 * MIB
 _ALIGNMENT: Final = 2 * MIB
 _COST_MAX: Final = 1.1
 """Keeping may cost this many times what reading directly does."""
@@ -32,18 +34,18 @@ class Trial(NamedTuple):
     """A load's wanted ranges, split for a trial; each keeps the tag of the range it was cut from.
 
     Attributes:
-        direct: read past the page cache, and timed.
-        kept: read through it, and timed.
+        direct: read past the page cache, and timed; :data:`PART_BYTES` together.
+        kept: read through it, and timed; as much.
         rest: everything else, in file order.
     """
 
-    direct: Wanted
-    kept: Wanted
+    direct: tuple[Wanted, ...]
+    kept: tuple[Wanted, ...]
     rest: tuple[Wanted, ...]
 
 
 def find_trial(wanted: Sequence[Wanted], shards: Sequence[ShardFacts]) -> Trial | None:
-    """Two neighbouring parts of a range that is not in the page cache, or ``None`` where there is nothing to compare.
+    """Two parts of what is not in the page cache, or ``None`` where there is too little to compare.
 
     Args:
         wanted: what will be read, in file order.
@@ -58,27 +60,43 @@ def find_trial(wanted: Sequence[Wanted], shards: Sequence[ShardFacts]) -> Trial 
     )
     if cold < WORTH_BYTES:
         return None
-    tagged = [want._replace(tag=index) for index, want in enumerate(wanted)]
-    for index, want in enumerate(tagged):
-        begin = _begin(want, shards[want.shard])
-        if begin is not None:
-            middle, end = begin + PART_BYTES, begin + 2 * PART_BYTES
-            around = (_part(want, want.offset, begin), _part(want, end, want.offset + want.length))
-            rest = (*tagged[:index], *(part for part in around if part.length), *tagged[index + 1 :])
-            return Trial(_part(want, begin, middle), _part(want, middle, end), rest)
-    return None
+    sides: tuple[list[Wanted], list[Wanted]] = ([], [])
+    rest: list[Wanted] = []
+    for index, want in enumerate(wanted):
+        tagged, done = want._replace(tag=index), want.offset
+        for side, begin, end in _pieces(tagged, shards[want.shard], sides):
+            sides[side].append(_part(tagged, begin, end))
+            if begin > done:
+                rest.append(_part(tagged, done, begin))
+            done = end
+        if done < want.offset + want.length:
+            rest.append(_part(tagged, done, want.offset + want.length))
+    if any(_missing(side) for side in sides):
+        return None
+    return Trial(tuple(sides[0]), tuple(sides[1]), tuple(rest))
 
 
-def _begin(want: Wanted, facts: ShardFacts) -> int | None:
-    """Where a trial could begin inside a range."""
+def _missing(side: Sequence[Wanted]) -> int:
+    return PART_BYTES - sum(part.length for part in side)
+
+
+def _pieces(
+    want: Wanted, facts: ShardFacts, sides: tuple[list[Wanted], list[Wanted]]
+) -> Iterator[tuple[int, int, int]]:
+    """What a range has to give to the sides of a trial: index of the side that has less, begin and end."""
     placed = want.sink is Sink.PLACE and want.mirrored
     if not facts.direct or not (placed or want.sink in {Sink.DEVICE, Sink.DISCARD}):
-        return None
+        return
     for start, stop, state in states(facts.residency, want.offset, want.offset + want.length):
         begin = align_up(start, _ALIGNMENT)
-        if state is Residency.ABSENT and begin + 2 * PART_BYTES <= stop:
-            return begin
-    return None
+        while state is Residency.ABSENT and stop - begin >= _PIECE_BYTES_MIN:
+            missing = [_missing(side) for side in sides]
+            side = missing.index(max(missing))
+            length = min(missing[side], align_down(stop - begin, _ALIGNMENT))
+            if not length:
+                return
+            yield side, begin, begin + length
+            begin += length
 
 
 def _part(want: Wanted, begin: int, end: int) -> Wanted:

@@ -93,12 +93,13 @@ def test_drop_leaves_the_cache_as_it_was_found(cold: Cold, method: str, workers:
     lost = [page for page, was in enumerate(before) if was and not after[page]]
     gained = sum(now & ~was & 1 for was, now in zip(before, after, strict=True))
     # The kernel itself may take or move a page now and then.
-    assert len(lost) <= sum(before) // 500, f"of {sum(before)} pages that were cached these are gone: {lost}"
+    few = sum(before) // 500
+    assert len(lost) <= few, f"of {sum(before)} pages that were cached these are gone: {lost}"
     assert gained * PAGE_BYTES < cold.size // 100
     report = state.report
     assert report.cache_decided == "drop"
-    assert report.page_cache_before_bytes == pytest.approx(sum(before) * PAGE_BYTES, abs=PAGE_BYTES)
-    assert report.page_cache_after_bytes == pytest.approx(sum(after) * PAGE_BYTES, abs=PAGE_BYTES)
+    assert report.page_cache_before_bytes == pytest.approx(sum(before) * PAGE_BYTES, abs=few * PAGE_BYTES)
+    assert report.page_cache_after_bytes == pytest.approx(sum(after) * PAGE_BYTES, abs=few * PAGE_BYTES)
     if method == "auto":
         resident = sum(before) * PAGE_BYTES
         through_cache = report.method_used["buffered"]

@@ -40,9 +40,10 @@ def test_the_parts_are_the_whole(offset: int, known: bool) -> None:
     wanted = [placed(0, 100, 50), placed(0, offset + 8 * MIB, 2 * GIB), placed(1, 0, 77)]
     trial = find_trial(wanted, [facts(known=known), facts()])
     assert trial is not None
-    assert trial.direct.length == trial.kept.length == PART_BYTES
-    assert trial.direct.offset + PART_BYTES == trial.kept.offset
-    parts = sorted([trial.direct, trial.kept, *trial.rest], key=lambda part: (part.tag, part.offset))
+    (direct,), (kept,) = trial.direct, trial.kept
+    assert direct.length == kept.length == PART_BYTES
+    assert direct.offset + PART_BYTES == kept.offset
+    parts = sorted([direct, kept, *trial.rest], key=lambda part: (part.tag, part.offset))
     for tag, group in itertools.groupby(parts, key=lambda part: part.tag):
         some = list(group)
         assert some[0].offset == wanted[tag].offset
@@ -54,7 +55,24 @@ def test_the_parts_are_the_whole(offset: int, known: bool) -> None:
 def test_only_what_is_absent_is_compared() -> None:
     trial = find_trial([placed(0, 0, 3 * GIB)], [facts(cached=(100 * MIB, 400 * MIB))])
     assert trial is not None
-    assert trial.direct.offset >= 400 * MIB
+    assert all(part.offset >= 400 * MIB or part.offset + part.length <= 100 * MIB for part in trial.direct + trial.kept)
+
+
+def test_pieces_take_turns_where_what_is_cold_lies_in_stripes() -> None:
+    stripe = 16 * MIB
+    runs = tuple(
+        ResidencyRun(start, stripe, Residency.ABSENT if start // stripe % 2 else Residency.RESIDENT)
+        for start in range(0, SIZE, stripe)
+    )
+    shard = ShardFacts("shard", SIZE, True, "", True, ResidencyMap(GRANULE_BYTES, SIZE, SIZE // 2, runs))
+    trial = find_trial([placed(0, 0, SIZE)], [shard])
+    assert trial is not None
+    assert [part.offset // stripe for part in trial.direct] == [1, 5, 9, 13]
+    assert [part.offset // stripe for part in trial.kept] == [3, 7, 11, 15]
+    parts = sorted((*trial.direct, *trial.kept, *trial.rest), key=lambda part: part.offset)
+    assert parts[0].offset == 0
+    assert sum(part.length for part in parts) == SIZE
+    assert all(one.offset + one.length == two.offset for one, two in itertools.pairwise(parts))
 
 
 @pytest.mark.parametrize(

@@ -286,15 +286,36 @@ class TestFindRuntime:
             str(folder),
             *names,
         )
-        assert done[:5] == [
+        # What was found once stays, since the framework that has loaded it does.
+        assert done == [
             "no CUDA runtime (libcudart) is loaded in this process",
             "no HIP runtime (libamdhip64) is loaded in this process",
             "libcudart.so.12",
-            done[3],
+            "libcudart.so.12",
+            "libamdhip64.so.6.2.41134",
             "libamdhip64.so.6.2.41134",
         ]
-        assert done[3] in names[:2]
-        assert done[5].startswith("several HIP runtimes are loaded (/")
+
+    def test_copies_of_a_runtime_that_were_loaded_before_the_first_question(
+        self, library: Path, tmp_path: Path
+    ) -> None:
+        names = ("libcudart.so.12", "libcudart-a1b2.so.11.0", "libamdhip64.so.6.2.41134", "libamdhip64-0f.so")
+        for name in names:
+            (tmp_path / name).write_bytes(library.read_bytes())
+        done = run_script(
+            """
+            import ctypes, os
+            folder, *names = sys.argv[1:]
+            for name in names:
+                ctypes.CDLL(os.path.join(folder, name))
+            print(os.path.basename(find_runtime("cuda").path))
+            print(find_runtime("hip"))
+            """,
+            str(tmp_path),
+            *names,
+        )
+        assert done[0] in names[:2]
+        assert done[1].startswith("several HIP runtimes are loaded (/")
 
     @pytest.mark.parametrize("platform", ["darwin", "win32"])
     def test_other_systems_get_a_sentence(self, platform: str) -> None:

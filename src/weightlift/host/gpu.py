@@ -340,6 +340,10 @@ class GpuRuntime:
 _runtime: Final = functools.cache(GpuRuntime)  # a failure is not kept: the framework may be imported later
 
 
+_found: Final[dict[str, GpuRuntime]] = {}
+"""Runtimes found among the libraries of the process: looking through thousands of mappings takes milliseconds."""
+
+
 def find_runtime(kind: Kind, injected: str | None = None) -> GpuRuntime | str:
     """The GPU runtime of this process.
 
@@ -355,10 +359,12 @@ def find_runtime(kind: Kind, injected: str | None = None) -> GpuRuntime | str:
     try:
         if injected is not None:
             return _runtime(kind, injected, load=True)
-        paths = _mapped_libraries(kind)
-        if isinstance(paths, str):
-            return paths
-        return _runtime(kind, paths[0])
+        if kind not in _found:
+            paths = _mapped_libraries(kind)
+            if isinstance(paths, str):
+                return paths
+            _found[kind] = _runtime(kind, paths[0])
+        return _found[kind]
     except UnsupportedError as err:
         return err.message
 
