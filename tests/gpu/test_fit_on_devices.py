@@ -33,6 +33,14 @@ def test_free_and_reusable_memory_of_each_device(tmp_path: Path, devices: FakeDe
     assert 0 < fit.staging_bytes <= 128 * MIB
 
 
+@pytest.mark.parametrize("budget", ["8MiB", "64MiB", "128MiB"])
+def test_a_load_stages_no_more_than_was_said(tmp_path: Path, devices: FakeDevices, budget: str) -> None:
+    path, _ = make_checkpoint(tmp_path / "model.safetensors", shape=(4096, 1024), count=8)
+    said = wl.fit(path, device="cuda:0", host_memory=budget).staging_bytes
+    report = wl.load(path, device="cuda:0", host_memory=budget).report
+    assert 0 < report.host_memory.staging_bytes <= said
+
+
 def test_conversion_counts(tmp_path: Path, devices: FakeDevices) -> None:
     path, _ = make_checkpoint(tmp_path / "model.safetensors", shape=(1024, 1024), count=4)
     (found,) = wl.fit(path, device="cuda", dtype="float32").devices

@@ -45,6 +45,7 @@ class TestChild:
             time.sleep(0.01)
         child.wait(0.2)
         assert child.hung == "gpus"
+        assert child._process.poll() is not None, "it was left running"
         assert child.answers["torch"] == {"backend": "hip", "backend_version": "6.0"}
         assert child.answers["torch mapping"] == {"mapping": "rw-p"}
         assert child.failure == ""
@@ -55,6 +56,7 @@ class TestChild:
         child.wait(60)
         assert (child.hung, child.failure) == ("", "")
         assert list(child.answers) == STEPS
+        assert child._process.poll() is not None, "it was left running"
 
     def test_a_crash_is_told_with_its_last_words(self) -> None:
         child = Child(STEPS, script("say(step='torch', backend='hip')\nsys.exit('the driver is gone')"))

@@ -112,11 +112,10 @@ class Child:
         self._finished.wait(max(0.0, self._started + seconds - time.monotonic()))
         if not self._finished.is_set():
             self.hung = self._step or "starting"
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            if self.hung:
-                self._process.kill()
+        if self.hung or not self._ends():
+            self._process.kill()
             # A process that hangs inside a driver cannot be killed; it is left behind.
-            self._process.wait(_ENDING_SECONDS)
+            self._ends()
         if self._process.returncode is not None:
             for reader in self._readers:
                 reader.join(_ENDING_SECONDS)
@@ -125,10 +124,15 @@ class Child:
                 stream.close()
         self._folder.cleanup()
 
+    def _ends(self) -> bool:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_ENDING_SECONDS)
+        return self._process.returncode is not None
+
     @property
     def failure(self) -> str:
         """Why it ended before it had answered everything; empty if it answered or hung."""
-        if self.hung or not self._process.returncode:
+        if self.hung or not self._process.returncode or self._steps <= self.answers.keys():
             return ""
         last = self._last_words.strip().rsplit("\n", 1)[-1]
         return last or f"ended with code {self._process.returncode}"

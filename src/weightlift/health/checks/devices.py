@@ -75,7 +75,8 @@ PRIVATE_MAPPINGS = Rule(
     why="a copy out of such a mapping breaks copy-on-write on every page: the file turns into memory that only swap "
     "can take back, until the machine has none left",
     mend="load with weightlift, which stages instead: `weightlift.load(path, device=…)`; watch other programs with "
-    "`weightlift guard -- COMMAND`",
+    "`weightlift guard -- COMMAND`, and give Python ones read-only mappings with `weightlift guard --readonly-mappings "
+    "-- COMMAND`",
 )
 MAPPED_TENSORS = Rule(
     id="mapped-cpu-tensors",
