@@ -50,7 +50,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--devices", default="cuda:0", help="where to, with commas; cpu tries the script itself")
     parser.add_argument("--rc-folder", type=Path, help="where safetensors 0.9.0rc1 was installed by itself")
     parser.add_argument("--disk", type=Path, help="a folder on the disk for the section `disk`")
-    parser.add_argument("--loaders", default="*", help="only peers whose names match this glob")
+    parser.add_argument("--loaders", default="*", help="only peers whose names match one of these globs")
     parser.add_argument("--no-peers", action="store_true", help="weightlift and the ceilings alone")
     parser.add_argument("--output", type=Path, default=RESULTS, help="the JSON file with the results")
     chosen = parser.parse_args()
@@ -155,7 +155,7 @@ def main() -> None:
     deadline = time.monotonic() + chosen.seconds
     needed: set[str] = set().union(*(gpu_sections.SECTIONS[name][1] for name in chosen.only))
     results: dict[str, Any] = json.loads(chosen.output.read_text()) if chosen.output.exists() else {"schema": 1}
-    peers = Peers(chosen.rc_folder)
+    peers, globs = Peers(chosen.rc_folder), chosen.loaders.split(",")
     # Ended by a signal, the disk of memory is still to be undone.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with contextlib.ExitStack() as stack:
@@ -164,7 +164,9 @@ def main() -> None:
         made = make_checkpoints(chosen, folder, scratch, needed)
         context = gpu_sections.Context(
             made,
-            [] if chosen.no_peers else [one for one in peers.present() if fnmatch(one[0].name, chosen.loaders)],
+            []
+            if chosen.no_peers
+            else [one for one in peers.present() if any(fnmatch(one[0].name, glob) for glob in globs)],
             raw.build(scratch),
             tuple(chosen.devices.split(",")),
         )

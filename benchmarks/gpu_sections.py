@@ -135,7 +135,8 @@ class Draft:
     def raw(self, method: str) -> tuple[str, ...]:
         """Raw reads into buffers used again."""
         names = []
-        for threads, chunk in RAW_POINTS:
+        # Copying out of the page cache takes all processors to be fastest; storage may not want many.
+        for threads, chunk in RAW_POINTS if method == "direct" else RAW_POINTS[-1:]:
             point = raw.Point(self.state if self.state is not HALF else COLD, method, "reused", threads, chunk)
             plain: Case = raw.case(self.context.program, point, self.checkpoint)
             names.append(self.add(plain.name, plain.contestant, state=plain.state))
