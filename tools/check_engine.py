@@ -108,6 +108,7 @@ SANITIZERS: Final = (
         {"ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1", "UBSAN_OPTIONS": "print_stacktrace=1"},
         {"heap-buffer-overflow": BEYOND_THE_END, "shift exponent 32 is too large": TOO_FAR_A_SHIFT},
         ("tests/engines", "tests/formats/test_values.py"),
+        ("tests/core/test_reach.py",),
     ),
     Sanitizer(
         "thread",
@@ -116,7 +117,7 @@ SANITIZERS: Final = (
         {"TSAN_OPTIONS": "halt_on_error=1:exitcode=66"},
         {"data race": UNLOCKED_COUNTER},
         ("tests/engines/test_native.py::TestNativeEngine",),
-        ("tests/core/test_load.py::test_a_tensor_of_eight_budgets_loads_within_one",),
+        ("tests/core/test_load.py::test_a_tensor_of_eight_budgets_loads_within_one", "tests/core/test_reach.py"),
     ),
 )
 

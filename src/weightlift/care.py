@@ -71,6 +71,18 @@ class Decision(NamedTuple):
     reason: str = ""
 
 
+def allowance(last_resort_bytes: int, swap_free_bytes: int) -> int:
+    """How much host memory may be taken before memory is looked at again: half of what is left, swap included.
+
+    However late the next look comes, the load then takes no more than there was.
+
+    Args:
+        last_resort_bytes: memory left, with what the kernel can still take back.
+        swap_free_bytes: swap left.
+    """
+    return (last_resort_bytes + swap_free_bytes) // 2
+
+
 def floor_bytes(total_bytes: int) -> int:
     """The floor for a machine or control group of some size."""
     return min(max(total_bytes // _FLOOR_SHARE, FLOOR_BYTES_MIN), FLOOR_BYTES_MAX)

@@ -70,6 +70,9 @@ STAGE_WORDS: dict[Stage, str] = {
 }
 """What a worker is at, for sentences that go on with the file."""
 
+UNBOUNDED = (1 << 63) - 1
+"""What an engine may claim before it is told otherwise."""
+
 COPY_FIELDS = 3
 """Numbers per entry of a copy table: offset in the file, length, destination address."""
 
@@ -301,6 +304,10 @@ class Engine(Protocol):
 
     def return_slot(self, slot: int) -> None:
         """Give back the slot of a :class:`ChunkReady`."""
+        ...
+
+    def allow(self, nbytes: int) -> None:
+        """Claim nothing, and go on with no lane, once ``nbytes`` bytes have been claimed in all."""
         ...
 
     def trim(self) -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final
 
-from weightlift.care import Care, MemoryView
+from weightlift.care import Care, MemoryView, allowance
 from weightlift.engines.tuner import Setting, Tuner
 from weightlift.errors import DeviceError, InsufficientMemoryError
 from weightlift.monitor import Monitor, MonitorResult, Progress
+from weightlift.operations import UNBOUNDED
 from weightlift.samples import Intervention
 from weightlift.units import KIB, PAGE_BYTES, align_down
 
@@ -86,6 +87,10 @@ class Supervisor:
         )
         self._engine = engine
         self._engine_started = time.monotonic()
+        seen = self.monitor.latest
+        if seen.last_resort_bytes is not None:
+            # Where nothing ends in host memory, the first look will lift the bound.
+            engine.allow(allowance(seen.last_resort_bytes, seen.swap_free_bytes))
         self._limit(1.0)
 
     @property
@@ -128,10 +133,13 @@ class Supervisor:
         return self.monitor.finish()
 
     def _look(self, now: float, submitted_bytes: int, host_bytes: int | None) -> None:
+        engine = self._engine
+        assert engine is not None
         progress = self._progress(now, host_bytes)
         sample, seen = self.monitor.sample(progress), self.monitor.latest
         self._samples_due = now + self._sample_seconds
         if self._care is None or sample.available_bytes is None or seen.last_resort_bytes is None:
+            engine.allow(UNBOUNDED)
             return
         remaining = max(0, submitted_bytes - progress.tensor_bytes)
         if host_bytes is not None:
@@ -139,6 +147,8 @@ class Supervisor:
         view = MemoryView(
             sample.seconds, sample.available_bytes, seen.last_resort_bytes, seen.swap_free_bytes, remaining
         )
+        bound = engine.counters().claimed_bytes + allowance(seen.last_resort_bytes, seen.swap_free_bytes)
+        engine.allow(UNBOUNDED if host_bytes == 0 else bound)
         share = self._care.share
         decision = self._care.decide(view)
         if self._care.is_near(sample.available_bytes):

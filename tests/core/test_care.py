@@ -16,6 +16,7 @@ from weightlift.care import (
     Care,
     Decision,
     MemoryView,
+    allowance,
     floor_bytes,
 )
 from weightlift.engines.tuner import Setting
@@ -151,6 +152,10 @@ def test_whatever_is_seen_decisions_are_sane(looks: list[tuple[int, int, int, fl
             return
         if left >= 3 * FLOOR:
             assert decision.share > 0
+
+
+def test_between_two_looks_no_more_than_half_of_what_is_left_may_be_taken() -> None:
+    assert allowance(100 * MIB, 50 * MIB) == 75 * MIB
 
 
 def test_fewer_workers_come_before_smaller_chunks() -> None:

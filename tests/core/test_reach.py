@@ -35,11 +35,11 @@ print(json.dumps(weightlift.load(large, **options).report.to_json()))
 """
 # Another program takes memory just when the load has found out that its tensors fit.
 LOAD_BESIDE_ANOTHER_PROGRAM = """
-check, taken = weightlift.loading.check_fit, []
-def check_fit(target):
-    check(target)
+check, taken = weightlift.loading.require_fit, []
+def require_fit(fit):
+    check(fit)
     taken.append(bytearray(b"x") * (160 << 20))
-weightlift.loading.check_fit = check_fit
+weightlift.loading.require_fit = require_fit
 try:
     weightlift.load(large, **options)
 except weightlift.errors.InsufficientMemoryError as err:

@@ -267,6 +267,7 @@ struct wl_engine {
     worker *workers;
     uint32_t worker_room, started, limit, running;
     uint64_t chunk_bytes;
+    uint64_t allowed; /* nothing is claimed once so many bytes have been */
     int stopping, failed, populate_refused;
     wl_counters counters;
 
@@ -630,8 +631,12 @@ static void wake_all(wl_engine *engine) {
     pthread_cond_broadcast(&engine->parked);
 }
 
+static int is_held(const wl_engine *engine) {
+    return engine->limit == 0 || engine->counters.claimed_bytes >= engine->allowed;
+}
+
 static int can_claim(const wl_engine *engine) {
-    if (engine->stopping || engine->next_extent == engine->extent_count) return 0;
+    if (engine->stopping || is_held(engine) || engine->next_extent == engine->extent_count) return 0;
     if (engine->queue_count && engine->first_called < engine->started) return 0;
     return engine->free_count || engine->extents[engine->next_extent].sink == SINK_PLACE;
 }
@@ -792,7 +797,7 @@ static int follow_lane(worker *self, chunk *c, int copying) {
         if (own != NONE) list_copy(engine, own);
         return 0;
     }
-    while (engine->limit == 0 && !engine->stopping) pthread_cond_wait(&engine->parked, &engine->lock);
+    while (is_held(engine) && !engine->stopping) pthread_cond_wait(&engine->parked, &engine->lock);
     if (c->extent.sink == SINK_DEVICE) c->slot = next_slot(self, own);
     if (engine->stopping) {
         if (c->slot != NONE) release_slot(engine, c->slot);
@@ -859,7 +864,7 @@ static void call_devices_first(worker *self) {
 
 static void rest(worker *self) {
     wl_engine *engine = self->engine;
-    int within = self->index < engine->limit, starved = within && engine->next_extent < engine->extent_count;
+    int within = self->index < engine->limit, starved = within && !is_held(engine) && engine->next_extent < engine->extent_count;
     uint64_t start = now_ns();
     pthread_cond_wait(within ? &engine->work : &engine->parked, &engine->lock);
     uint64_t end = now_ns();
@@ -1174,6 +1179,7 @@ EXPORT wl_engine *wl_new(const wl_shard *shards, uint32_t shard_count, uint64_t 
     engine->worker_room = worker_room;
     engine->oldest_copy = engine->newest_copy = NONE;
     engine->polled = now_ns();
+    engine->allowed = UINT64_MAX;
     return engine;
 }
 
@@ -1318,6 +1324,15 @@ EXPORT void wl_read_counters(wl_engine *engine, wl_counters *counters) {
 EXPORT void wl_read_shard(wl_engine *engine, uint32_t index, wl_shard *shard) {
     pthread_mutex_lock(&engine->lock);
     *shard = engine->shards[index];
+    pthread_mutex_unlock(&engine->lock);
+}
+
+/* Nothing is claimed, and no lane goes on, once so many bytes have been claimed in all. */
+EXPORT void wl_allow(wl_engine *engine, uint64_t bytes) {
+    pthread_mutex_lock(&engine->lock);
+    int held = is_held(engine);
+    engine->allowed = bytes;
+    if (held) wake_all(engine);
     pthread_mutex_unlock(&engine->lock);
 }
 

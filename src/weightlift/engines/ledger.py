@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from weightlift.device_operations import SlotState
 from weightlift.engines.moving import Chunk, Outcome
 from weightlift.engines.step_ring import StepRing
-from weightlift.operations import ChunkReady, Event, Extent, ExtentDone, ReadPath, ShardUse, Sink
+from weightlift.operations import UNBOUNDED, ChunkReady, Event, Extent, ExtentDone, ReadPath, ShardUse, Sink
 from weightlift.steps import StepKind
 from weightlift.units import PAGE_BYTES, align_down
 
@@ -75,6 +75,7 @@ class Ledger:
         events: what the caller has not taken yet.
         totals: counters.
         limit: workers that may claim.
+        allowed_bytes: nothing is claimed once so many bytes have been.
         chunk_bytes: how large a chunk may be.
         uncalled: workers that have not made their first calls to devices; nothing is claimed before all have.
         device_failure: the first of those calls that failed.
@@ -92,6 +93,7 @@ class Ledger:
         self.events: deque[Event] = deque()
         self.totals = Totals()
         self.limit = 0
+        self.allowed_bytes = UNBOUNDED
         self.chunk_bytes = PAGE_BYTES
         self.uncalled = 0
         self.device_failure: DeviceCallError | None = None
@@ -156,8 +158,13 @@ class Ledger:
 
     def wait_while_held(self) -> None:
         """Wait for as long as no worker may read; gives up the lock meanwhile."""
-        while self.limit == 0 and not self.stopping:
+        while self.is_held and not self.stopping:
             self.parked.wait()
+
+    @property
+    def is_held(self) -> bool:
+        """No worker may read, or none any more."""
+        return self.limit == 0 or self.totals.claimed_bytes >= self.allowed_bytes
 
     # ---- claiming
 
@@ -173,7 +180,7 @@ class Ledger:
 
     def can_claim(self, index: int) -> bool:
         """Whether there is a chunk that the worker of this number may take on now."""
-        if self.stopping or self.uncalled or index >= self.limit or not self.has_more:
+        if self.stopping or self.is_held or self.uncalled or index >= self.limit or not self.has_more:
             return False
         return bool(self._free_slots) or self._extents[self._next_extent].sink is Sink.PLACE
 
@@ -272,7 +279,7 @@ class Ledger:
     def rest(self, index: int) -> None:
         """Wait until there may be something to do for the worker of this number; gives up the lock meanwhile."""
         within = index < self.limit
-        starved = within and self.has_more
+        starved = within and self.has_more and not self.is_held
         start = time.monotonic()
         (self.work if within else self.parked).wait()
         end = time.monotonic()

@@ -149,6 +149,7 @@ _SIGNATURES: Final[dict[str, tuple[object, tuple[object, ...]]]] = {
         ctypes.c_int,
         (ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int32, ctypes.c_char_p, ctypes.c_uint64),
     ),
+    "wl_allow": (None, (ctypes.c_void_p, ctypes.c_uint64)),
     "wl_trim": (None, (ctypes.c_void_p,)),
     "wl_trace": (ctypes.c_int, (ctypes.c_void_p, ctypes.c_uint64)),
     "wl_read_steps": (ctypes.c_uint64, (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64)),
@@ -356,6 +357,10 @@ class NativeEngine:
         text = b"".join(printable(name).encode() + b"\0" for name in names)
         error = self._library.wl_watch(self._engine, max(1, round(seconds * 1000)), fd, text, len(text))
         self._check(error, "watch")
+
+    def allow(self, nbytes: int) -> None:
+        """See :class:`~weightlift.operations.Engine`."""
+        self._library.wl_allow(self._engine, nbytes)
 
     def trim(self) -> None:
         """See :class:`~weightlift.operations.Engine`."""

@@ -149,6 +149,12 @@ class PythonEngine:
             silence = 0.0 if self._polling else time.monotonic() - self._polled
             return Standing(landed, ledger.submitted_bytes - landed, ledger.running, self._busy(), silence)
 
+    def allow(self, nbytes: int) -> None:
+        """See :class:`~weightlift.operations.Engine`."""
+        with self._ledger.lock:
+            self._ledger.allowed_bytes = nbytes
+            self._ledger.wake_all()
+
     def trim(self) -> None:
         """See :class:`~weightlift.operations.Engine`."""
         with self._ledger.lock:

@@ -74,6 +74,23 @@ class TraceConformance(ABC):
         stop(engine)
         bench.check_memory()
 
+    @pytest.mark.parametrize("lane", [False, True])
+    def test_no_more_is_claimed_than_was_allowed(self, bench: Bench, *, lane: bool) -> None:
+        engine = self.make_engine([bench.source], bench.pool(1, 64 * KIB), 3)
+        engine.allow(128 * KIB + 1)
+        engine.set_limits(3, 64 * KIB)
+        engine.submit([bench.extent(ReadPath.BUFFERED, Sink.PLACE, 0, MIB)._replace(lane=lane)])
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while engine.counters().landed_bytes < 128 * KIB + 1:
+            engine.poll(0.01)
+            assert time.monotonic() < deadline, "what is allowed has to be read"
+        assert engine.poll(0.05) == []
+        assert engine.counters().claimed_bytes <= 3 * 64 * KIB
+        engine.allow(MIB)
+        wait_for(engine, 1, ExtentDone)
+        stop(engine)
+        bench.check_memory()
+
     @pytest.mark.skipif(sys.platform != "linux", reason="other systems keep memory that was touched")
     def test_trimming_gives_back_free_slots_and_no_others(self, bench: Bench) -> None:
         slots = bench.pool(3, 256 * KIB)
