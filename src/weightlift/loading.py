@@ -43,7 +43,8 @@ def load_rows(description: Description, rows: Sequence[int], options: LoadOption
     where = Destinations(description, rows, options)
     if where.discards:
         return transfer_rows(description, rows, options, _null_target(description, rows, options))
-    if options.method is Method.MMAP and where.in_host_memory and options.dtype is None:
+    as_stored = options.dtype is None and where.dequantizer is None
+    if options.method is Method.MMAP and where.in_host_memory and as_stored:
         return _load_mapped(description, rows, options, where.maker)
     target = where.target(rows)
     check_fit(target)

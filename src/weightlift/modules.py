@@ -8,6 +8,7 @@ from weightlift.errors import StateMismatchError, UnsupportedError, printable
 from weightlift.loading import transfer_rows
 from weightlift.selection import select_rows
 from weightlift.targets.access import gpu_access
+from weightlift.targets.dequantize import Dequantizer, quantised_rows
 from weightlift.targets.frameworks import pick_framework
 from weightlift.targets.module import ModuleTarget
 from weightlift.types import Framework, LoadReport, Method
@@ -68,7 +69,9 @@ def load_module(module: Any, description: Description, options: LoadOptions, *, 
         )
     maker = pick_framework(Framework.TORCH)
     accesses, reason = _accesses(destinations[name] for name in found)
-    target = ModuleTarget(description, rows, maker, destinations, accesses)
+    quantised = quantised_rows(description, rows) if options.dequantize else []
+    dequantizer = Dequantizer(description, quantised, maker) if quantised else None
+    target = ModuleTarget(description, rows, maker, destinations, accesses, dequantizer)
     _, report = transfer_rows(description, rows, options, target, accesses=accesses, staging_reason=reason)
     return LoadIntoResult(missing, unexpected, report)
 

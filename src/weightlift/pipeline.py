@@ -206,7 +206,7 @@ class Transfer:
                 stored = max(0, self._total_bytes - (self.shards.cached_before() or 0))
             return plan_device_pool(
                 extents,
-                budget_bytes=options.host_memory,
+                budget_bytes=options.staging_memory,
                 processors=available_processors(),
                 workers=options.workers,
                 chunk_bytes=options.chunk_bytes,
@@ -216,7 +216,7 @@ class Transfer:
             )
         return plan_pool(
             extents,
-            budget_bytes=options.host_memory,
+            budget_bytes=options.staging_memory,
             processors=available_processors(),
             workers=options.workers,
             chunk_bytes=options.chunk_bytes,
@@ -302,7 +302,7 @@ class Transfer:
             pool.slot_bytes,
             pool.slot_count,
             pinned=self._options.staging is not Staging.PAGEABLE,
-            most_bytes=self._options.host_memory,
+            most_bytes=self._options.staging_memory,
         )
 
     def _pump(self, target: Target) -> None:

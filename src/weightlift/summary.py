@@ -8,7 +8,8 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from weightlift.types import FileReport, HostMemoryReport, LoadReport, Method, Staging
+from weightlift.options import DEQUANTIZE_BYTES
+from weightlift.types import BudgetTerm, FileReport, HostMemoryReport, LoadReport, Method, Staging
 from weightlift.units import format_bytes
 
 if TYPE_CHECKING:
@@ -103,6 +104,13 @@ def _staging(transfer: Transfer, options: LoadOptions, device: str, reason: str)
     return "pinned", "copies out of pinned memory run at the speed of the link"
 
 
+def _dequantizing(options: LoadOptions) -> tuple[BudgetTerm, ...]:
+    if not options.dequantize:
+        return ()
+    reason = "working memory of the gguf package's routines, which get a few blocks at a time"
+    return (BudgetTerm(name="dequantising", nbytes=DEQUANTIZE_BYTES, reason=reason),)
+
+
 def summarise(
     transfer: Transfer,
     description: Description,
@@ -163,7 +171,7 @@ def summarise(
             peak_anonymous_bytes=observed.peak_anonymous_bytes,
             peak_file_bytes=observed.peak_file_bytes,
             peak_pinned_bytes=transfer.pinned_bytes,
-            terms=pool.terms,
+            terms=(*pool.terms, *_dequantizing(options)),
         ),
         page_cache_before_bytes=transfer.shards.cached_before(),
         page_cache_after_bytes=cached,

@@ -26,6 +26,7 @@ _OPTIONS: Final = (
     "device",
     "names",
     "dtype",
+    "dequantize",
     "framework",
     "header",
     "workers",
@@ -69,6 +70,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         dest="chunk_bytes",
         help=described("", "chunk_bytes", "WEIGHTLIFT_CHUNK", otherwise="found while loading"),
+    )
+    parser.add_argument(
+        "--dequantize",
+        action="store_true",
+        default=None,
+        help=described("turn the quantised tensors of a GGUF file into numbers, float32 unless --dtype says", "dequantize"),
     )
     parser.add_argument("--digest", action="store_true", help="print the xxh3-128 digest of every tensor as stored")
     _add_talk(parser)
