@@ -196,8 +196,16 @@ class Description:
 
     @property
     def total_bytes(self) -> int:
-        """Bytes of all tensors together."""
-        return sum(self.lengths)
+        """Bytes of all tensors together, each counted once where tensors share some."""
+        if not self.shared:
+            return sum(self.lengths)
+        total, shard, end = 0, -1, 0
+        for index, offset, length in zip(self.shard_indexes, self.offsets, self.lengths, strict=True):
+            if index != shard:
+                shard, end = index, 0
+            total += max(0, offset + length - max(offset, end))
+            end = max(end, offset + length)
+        return total
 
     @property
     def nbytes(self) -> int:

@@ -120,7 +120,9 @@ class Destinations:
         self._index_of: dict[str, int] = {}
         self._quantised = quantised_rows(description, rows) if options.dequantize and not self.discards else []
         # Made here, so that what is missing is said before anything is read.
-        self.dequantizer = Dequantizer(description, self._quantised, self.maker, self.dtype) if self._quantised else None
+        self.dequantizer = (
+            Dequantizer(description, self._quantised, self.maker, self.dtype) if self._quantised else None
+        )
         if not self.discards:
             self._open_devices()
 

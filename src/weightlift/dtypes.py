@@ -78,6 +78,13 @@ SAFETENSORS: Final[dict[str, DType]] = {
 }
 """Every data type of the safetensors format, by its name there."""
 
+PYTORCH: Final[dict[str, DType]] = {
+    dtype.torch: dtype
+    for dtype in (*SAFETENSORS.values(), _plain("C128", 16, "complex128", "complex128"))
+    if dtype.torch and dtype.packed == 1
+}
+"""Every data type of PyTorch checkpoints that is read, by torch's name for it."""
+
 
 def _blocks(name: str, elements: int, nbytes: int) -> DType:
     return DType(name, elements, nbytes, None, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from weightlift.destinations import Destinations
@@ -10,11 +11,13 @@ from weightlift.host.memory import available_processors, headroom
 from weightlift.pipeline import Transfer
 from weightlift.summary import summarise, summarise_mapped
 from weightlift.targets.digest import DigestTarget, digest_tensors
+from weightlift.targets.frameworks import pick_framework
 from weightlift.targets.host import HostTarget
 from weightlift.targets.mapped import map_shards, mappable_rows, mapped_tensors
 from weightlift.targets.null import NullTarget
 from weightlift.types import Method
 from weightlift.units import format_bytes
+from weightlift.views import carry
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from weightlift.targets.device import DeviceAccess
     from weightlift.targets.frameworks import TensorMaker
     from weightlift.types import LoadReport
+    from weightlift.views import Carried
 
 Loaded = tuple[list[tuple[str, Any]], "LoadReport"]
 
@@ -40,6 +44,9 @@ def load_rows(description: Description, rows: Sequence[int], options: LoadOption
     Raises:
         WeightliftError: see :mod:`weightlift.errors`.
     """
+    carried = carry(description, rows)
+    if carried is not None:
+        return _load_carried(carried, description, rows, options)
     where = Destinations(description, rows, options)
     if where.discards:
         return transfer_rows(description, rows, options, _null_target(description, rows, options))
@@ -51,6 +58,16 @@ def load_rows(description: Description, rows: Sequence[int], options: LoadOption
     return transfer_rows(
         description, rows, options, target, accesses=where.accesses, staging_reason=where.staging_reason
     )
+
+
+def _load_carried(carried: Carried, description: Description, rows: Sequence[int], options: LoadOptions) -> Loaded:
+    """Load tensors that share bytes or are strided: each range once, then views of it."""
+    loaded, report = load_rows(carried.description, carried.rows, replace(options, digest=False))
+    digests = {}
+    if options.digest:
+        digests = dict(transfer_rows(description, rows, options, _null_target(description, rows, options))[1].digests)
+    tensors = list(carried.expand(loaded, pick_framework(options.framework).strided)) if loaded else []
+    return tensors, replace(report, tensors=len(rows), digests=digests)
 
 
 def check_fit(target: Target) -> None:

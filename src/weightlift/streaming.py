@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from weightlift.destinations import Destinations
@@ -20,6 +21,7 @@ from weightlift.pipeline import Transfer
 from weightlift.summary import summarise
 from weightlift.types import Method
 from weightlift.units import MIB
+from weightlift.views import carry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -52,6 +54,10 @@ class TensorStream:
     """
 
     def __init__(self, description: Description, rows: Sequence[int], options: LoadOptions) -> None:
+        self._tensors = len(rows)
+        self._carried = carry(description, rows)
+        if self._carried is not None:
+            description, rows = self._carried.description, self._carried.rows
         where = Destinations(description, rows, options)
         if where.discards:
             raise OptionError('device="null" has no tensors to stream', hint='use weightlift.load(…, device="null")')
@@ -108,7 +114,10 @@ class TensorStream:
             raise StopIteration
         with self._ending():
             # All of a unit at once: its target is closed next.
-            self._ready = iter(list(unit.target.finish()))
+            finished = unit.target.finish()
+            if self._carried is not None:
+                finished = self._carried.expand(finished, self._where.maker.strided)
+            self._ready = iter(list(finished))
             self._transfer.drop(unit.target)
             self._submit()
         return next(self._ready)
@@ -161,7 +170,7 @@ class TensorStream:
     def _finish(self) -> None:
         self._closed = True
         finished = self._transfer.finish()
-        self.report = summarise(
+        report = summarise(
             self._transfer,
             self._description,
             self._rows,
@@ -171,6 +180,7 @@ class TensorStream:
             finished=finished,
             digests={},
         )
+        self.report = replace(report, tensors=self._tensors)
 
     def close(self) -> None:
         """Stop reading and release everything; tensors already delivered stay."""

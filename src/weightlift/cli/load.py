@@ -75,7 +75,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--dequantize",
         action="store_true",
         default=None,
-        help=described("turn the quantised tensors of a GGUF file into numbers, float32 unless --dtype says", "dequantize"),
+        help=described(
+            "turn the quantised tensors of a GGUF file into numbers, float32 unless --dtype says", "dequantize"
+        ),
     )
     parser.add_argument("--digest", action="store_true", help="print the xxh3-128 digest of every tensor as stored")
     _add_talk(parser)

@@ -155,7 +155,9 @@ class _Table:
         what = f"has ggml type {number:,}, {removed}" if removed else f"has ggml type {number:,}, which is unknown"
         return UnsupportedDtypeError(
             f"{shown_path(self._path)}: tensor '{printable(name)}' {what}",
-            hint="convert the model again with a current llama.cpp" if removed else "update weightlift, or check the file",
+            hint="convert the model again with a current llama.cpp"
+            if removed
+            else "update weightlift, or check the file",
             path=self._path,
             tensor=name,
         )

@@ -154,6 +154,7 @@ class ModuleTarget:
     def _fills_directly(self, row: int, tensor: Any) -> bool:
         return bool(
             not self._is_dequantized(row)
+            and row not in self._description.strides
             and (tensor.device.type == "cpu" or str(tensor.device) in self._index_of)
             and tensor.is_contiguous()
             and tensor.dtype == self._maker.stored_dtype(self._description.dtype(row))
@@ -161,7 +162,12 @@ class ModuleTarget:
 
     def _convert(self, row: int, tensor: Any) -> None:
         flat = tensor.detach()
-        if not tensor.is_contiguous():
+        if row in self._description.strides:
+            # The file has other elements in between, or these in another order.
+            dtype = self._description.dtype(row)
+            elements = self._description.lengths[row] // dtype.block_bytes
+            flat = self._whole[row] = self._maker.empty(tensor.dtype, (elements,), str(tensor.device))
+        elif not tensor.is_contiguous():
             # A strided destination has no flat view; it is gathered first and copied over at the end.
             flat = self._maker.empty(tensor.dtype, tuple(tensor.shape), str(tensor.device))
             self._whole[row] = flat
@@ -180,7 +186,10 @@ class ModuleTarget:
 
     def finish(self) -> Iterator[tuple[str, Any]]:
         """See :class:`~weightlift.targets.base.Target`."""
-        for row, gathered in self._whole.items():
+        for row, flat in self._whole.items():
+            strides = self._description.strides.get(row)
+            shape = self._description.shape(row)
+            gathered = self._maker.strided(flat, 0, shape, strides) if strides is not None else flat
             self._destinations[self._description.names[row]].detach().copy_(gathered)
         for row in self._rows:
             name = self._description.names[row]
