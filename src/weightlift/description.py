@@ -95,6 +95,7 @@ class Description:
         dim_ends: index in ``dims`` after the last dimension of each tensor (type code ``I``).
         strides: by row, element strides of the tensors whose elements do not lie contiguously in their byte range.
         shared: some tensors share bytes, as tied weights in PyTorch checkpoints do.
+        file_format: the name of the files' format.
         notes: sentences about what was chosen on the way, for the person who asked.
     """
 
@@ -104,6 +105,7 @@ class Description:
         "dims",
         "dtype_codes",
         "dtypes",
+        "file_format",
         "lengths",
         "names",
         "notes",
@@ -128,8 +130,10 @@ class Description:
         dim_ends: array[int],
         strides: Mapping[int, tuple[int, ...]] | None = None,
         shared: bool = False,
+        file_format: str = "safetensors",
         notes: Sequence[str] = (),
     ) -> None:
+        self.file_format = file_format
         self.strides = strides or {}
         self.shared = shared
         self.notes = tuple(notes)

@@ -71,7 +71,7 @@ def load_module(module: Any, description: Description, options: LoadOptions, *, 
     accesses, reason = _accesses(destinations[name] for name in found)
     quantised = quantised_rows(description, rows) if options.dequantize else []
     dequantizer = Dequantizer(description, quantised, maker) if quantised else None
-    target = ModuleTarget(description, rows, maker, destinations, accesses, dequantizer)
+    target = ModuleTarget(description, rows, maker, destinations, accesses, dequantizer=dequantizer)
     _, report = transfer_rows(description, rows, options, target, accesses=accesses, staging_reason=reason)
     return LoadIntoResult(missing, unexpected, report)
 

@@ -100,6 +100,7 @@ def carry(description: Description, rows: Sequence[int]) -> Carried | None:
         lengths=array("Q", [end - begin for begin, end in zip(begins, ends, strict=True)]),
         dims=dims,
         dim_ends=array("I", accumulate(ranks)),
+        file_format=description.file_format,
         notes=description.notes,
     )
     return Carried(loaded, range(len(loaded)), views)

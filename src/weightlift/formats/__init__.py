@@ -102,14 +102,14 @@ def describe(path: str | os.PathLike[str], *, header: HeaderRules = HeaderRules.
         found.require_shards()
         described = [_read(shard, header) for shard in found.shards]
         _require_listed(found, described)
-        contents, dtypes = _one_format(described)
-        return join(_without_repeats(found, contents), dtypes, notes)
+        contents, known = _one_format(described)
+        return join(_without_repeats(found, contents), known.dtypes, file_format=known.name, notes=notes)
     described = [_read(shard, header) for shard in found]
     if len(described) == 1:
         described = _with_other_parts(found[0], described[0], header)
-    contents, dtypes = _one_format(described)
+    contents, known = _one_format(described)
     _refuse_repeats(contents)
-    return join(contents, dtypes, notes)
+    return join(contents, known.dtypes, file_format=known.name, notes=notes)
 
 
 def _read(path: Path, rules: HeaderRules) -> tuple[_Format, ShardContents]:
@@ -144,7 +144,7 @@ def _require_parts(paths: Sequence[Path]) -> None:
         )
 
 
-def _one_format(described: Sequence[tuple[_Format, ShardContents]]) -> tuple[list[ShardContents], Sequence[DType]]:
+def _one_format(described: Sequence[tuple[_Format, ShardContents]]) -> tuple[list[ShardContents], _Format]:
     first, contents = described[0]
     for other, shard in described:
         if other is not first:
@@ -154,7 +154,7 @@ def _one_format(described: Sequence[tuple[_Format, ShardContents]]) -> tuple[lis
                 hint="name the one file to read",
                 path=shard.shard.path,
             )
-    return [shard for _, shard in described], first.dtypes
+    return [shard for _, shard in described], first
 
 
 def _require_listed(index: IndexFile, described: Sequence[tuple[_Format, ShardContents]]) -> None:

@@ -76,7 +76,13 @@ class ShardContents:
     columns: TensorColumns
 
 
-def join(contents: Sequence[ShardContents], dtypes: Sequence[DType], notes: Sequence[str] = ()) -> Description:
+def join(
+    contents: Sequence[ShardContents],
+    dtypes: Sequence[DType],
+    *,
+    file_format: str = "safetensors",
+    notes: Sequence[str] = (),
+) -> Description:
     """One description of all ``contents``, in their order. Names must be unique across them."""
     names: list[str] = []
     codes, indexes, offsets, lengths = _column("B"), _column("I"), _column("Q"), _column("Q")
@@ -104,5 +110,6 @@ def join(contents: Sequence[ShardContents], dtypes: Sequence[DType], notes: Sequ
         dim_ends=array("I", accumulate(ranks)),
         strides=strides,
         shared=any(item.columns.shared for item in contents),
+        file_format=file_format,
         notes=notes,
     )

@@ -212,8 +212,7 @@ _OTHER_KINDS: Final[tuple[_Kind, ...]] = (
     (_starts(b"PK\x05\x06"), "an empty zip archive", "the download or conversion failed: fetch the file again"),
     (
         _starts(b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"),
-        "a PyTorch checkpoint in the format used before 2020, one pickle after the other, in which tensors cannot be "
-        "found without running it",
+        "a PyTorch checkpoint of the format used before 2020, whose tensors cannot be found without running a pickle",
         _SAVE_AGAIN,
     ),
     (

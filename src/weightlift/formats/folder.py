@@ -71,7 +71,9 @@ def find_checkpoint(folder: Path) -> Found:
         "safetensors": [name for name in visible if name.endswith((_SHARD_SUFFIX, _INDEX_SUFFIX))],
         "GGUF": [name for name in visible if name.lower().endswith(".gguf")],
         "PyTorch": [
-            name for name in visible if name.endswith(_PYTORCH_SUFFIXES) and not _TRAINING_STATE.fullmatch(name)
+            name
+            for name in visible
+            if name == MAIN_PYTORCH_INDEX or (name.endswith(_PYTORCH_SUFFIXES) and not _TRAINING_STATE.fullmatch(name))
         ],
     }
     finders = {"safetensors": _safetensors, "GGUF": _gguf, "PyTorch": _pytorch}
@@ -81,10 +83,10 @@ def find_checkpoint(folder: Path) -> Found:
     taken, *others = present
     left = ", ".join(f"{len(kinds[kind])} of {kind}" for kind in others)
     note = f"the folder also holds weight files of another kind ({left}): {taken} was taken" if others else ""
-    return Found(finders[taken](folder, visible, kinds[taken]), note)
+    return Found(finders[taken](folder, kinds[taken]), note)
 
 
-def _safetensors(folder: Path, visible: list[str], found: list[str]) -> IndexFile | list[Path]:
+def _safetensors(folder: Path, found: list[str]) -> IndexFile | list[Path]:
     indexes = [name for name in found if name.endswith(_INDEX_SUFFIX)]
     if MAIN_INDEX in indexes:
         return read_index(folder / MAIN_INDEX)
@@ -95,7 +97,7 @@ def _safetensors(folder: Path, visible: list[str], found: list[str]) -> IndexFil
     return [folder / name for name in found]
 
 
-def _gguf(folder: Path, visible: list[str], found: list[str]) -> IndexFile | list[Path]:
+def _gguf(folder: Path, found: list[str]) -> IndexFile | list[Path]:
     split = {name: SPLIT_NAME.fullmatch(name) for name in found}
     checkpoints = {(match["stem"], match["count"]) if match else (name, "") for name, match in split.items()}
     if len(checkpoints) > 1:
@@ -103,8 +105,8 @@ def _gguf(folder: Path, visible: list[str], found: list[str]) -> IndexFile | lis
     return [folder / found[0]]
 
 
-def _pytorch(folder: Path, visible: list[str], found: list[str]) -> IndexFile | list[Path]:
-    if MAIN_PYTORCH_INDEX in visible:
+def _pytorch(folder: Path, found: list[str]) -> IndexFile | list[Path]:
+    if MAIN_PYTORCH_INDEX in found:
         return read_index(folder / MAIN_PYTORCH_INDEX)
     shards = [name for name in found if _PYTORCH_SHARD.fullmatch(name)]
     if "pytorch_model.bin" in found:

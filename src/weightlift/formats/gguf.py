@@ -226,7 +226,7 @@ def other_parts(path: Path, contents: ShardContents) -> list[Path]:
     named = SPLIT_NAME.fullmatch(path.name)
     if named is None or (int(named["number"]), int(named["count"])) != (number, count):
         raise HeaderError(
-            f"{shown_path(path)}: its metadata says that it is part {number:,} of {count:,}, and its name says otherwise",
+            f"{shown_path(path)}: its metadata says part {number:,} of {count:,}, its name says otherwise",
             hint=f"give the parts their names back: NAME-00001-of-{count:05}.gguf and so on",
             path=path,
         )

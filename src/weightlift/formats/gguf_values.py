@@ -26,10 +26,10 @@ ARRAY: Final = 9
 _BOOL: Final = 7
 
 _NUMBERS: Final = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", _BOOL: "?", 10: "Q", 11: "q", 12: "d"}
-_NAMES: Final = {
-    **{0: "uint8", 1: "int8", 2: "uint16", 3: "int16", 4: "uint32", 5: "int32", 6: "float32", _BOOL: "bool"},
-    **{STRING: "string", ARRAY: "array", 10: "uint64", 11: "int64", 12: "float64"},
-}
+_NAMES: Final = (
+    "uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "bool", "string", "array", "uint64", "int64",
+    "float64",
+)  # fmt: skip
 _SIZES: Final = {kind: struct.calcsize(f"<{code}") for kind, code in _NUMBERS.items()}
 _SMALLEST: Final = {**_SIZES, STRING: 8, ARRAY: 12}
 
@@ -139,7 +139,7 @@ def read_metadata(reader: HeaderReader, file: OpenFile, count: int) -> GGUFMetad
         elif kind == STRING:
             length = reader.uint64(what)
             if length <= _KEPT_STRING_BYTES:
-                values[key] = reader.bytes(length, what).decode("utf-8", "surrogateescape")
+                values[key] = reader.take(length, what).decode("utf-8", "surrogateescape")
             else:
                 reader.skip(length, what)
                 values[key] = StoredValue(begin, STRING, 0, length)
@@ -167,13 +167,13 @@ def read_name(reader: HeaderReader, what: str) -> str:
 
 def _kind(reader: HeaderReader, what: str) -> int:
     kind = reader.uint32(what)
-    if kind not in _NAMES:
+    if kind >= len(_NAMES):
         reader.refuse(f"{what} has type {kind}, which is unknown; the last known is 12, float64")
     return kind
 
 
 def _number(reader: HeaderReader, kind: int, what: str) -> Any:
-    return struct.unpack(f"<{_NUMBERS[kind]}", reader.bytes(_SIZES[kind], what))[0]
+    return struct.unpack(f"<{_NUMBERS[kind]}", reader.take(_SIZES[kind], what))[0]
 
 
 def _array_head(reader: HeaderReader, what: str) -> tuple[int, int]:
@@ -204,7 +204,7 @@ def _build(reader: HeaderReader, kind: int, what: str) -> Any:
         return reader.string(what).decode("utf-8", "surrogateescape")
     item_kind, count = _array_head(reader, what)
     if item_kind in _NUMBERS:
-        return list(struct.unpack(f"<{count}{_NUMBERS[item_kind]}", reader.bytes(count * _SIZES[item_kind], what)))
+        return list(struct.unpack(f"<{count}{_NUMBERS[item_kind]}", reader.take(count * _SIZES[item_kind], what)))
     if item_kind == STRING:
         return [raw.decode("utf-8", "surrogateescape") for raw in reader.strings(count, what)]
     return [_build(reader, item_kind, what) for _ in range(count)]

@@ -92,7 +92,7 @@ class HeaderReader:
         self._base, self._at = self.position, 0
         self._buffer = self._file.read(self._base, min(max(length, _WINDOW_BYTES), self._size - self._base))
 
-    def bytes(self, length: int, what: str) -> bytes:
+    def take(self, length: int, what: str) -> bytes:
         """The next ``length`` bytes."""
         self._fill(length, what)
         self._at += length
@@ -112,7 +112,7 @@ class HeaderReader:
 
     def string(self, what: str) -> bytes:
         """The next string: 8 bytes of length, then as many bytes."""
-        return self.bytes(self.uint64(what), what)
+        return self.take(self.uint64(what), what)
 
     def strings(self, count: int, what: str) -> Iterator[bytes]:
         """The next ``count`` strings."""

@@ -168,7 +168,7 @@ class _Storages:
         if elements and tensor.offset + reach > room:
             self._refuse(
                 name,
-                f"reaches to element {tensor.offset + reach:,} of storage '{printable(storage.key)}', which has {room:,}",
+                f"reaches to element {tensor.offset + reach:,} of storage '{printable(storage.key)}' with {room:,}",
             )
         begin = self._begin(name, storage) + (tensor.offset * dtype.block_bytes if elements else 0)
         return _Place(begin, begin + reach * dtype.block_bytes, _CODES[tensor.dtype])

@@ -146,6 +146,7 @@ def _counts(value: Any) -> tuple[int, ...]:
     return value
 
 
+# The arguments are those that torch.save writes, in its order.
 def _tensor_v2(
     storage: Any,
     offset: Any,
@@ -159,7 +160,7 @@ def _tensor_v2(
     return _tensor_v3(storage, offset, shape, strides, None, None, f"torch.{dtype}", meta)
 
 
-def _tensor_v3(
+def _tensor_v3(  # noqa: PLR0917
     storage: Any,
     offset: Any,
     shape: Any,

@@ -193,7 +193,7 @@ def data_offset(file: OpenFile, entry: ZipEntry, what: str) -> int:
         _refuse(path, f"{what} ('{shown}') is said to be at byte {entry.header_offset:,}, but the file has {size:,}")
     local = _LOCAL.unpack(file.read(entry.header_offset, _LOCAL.size))
     name_bytes, extra_bytes = local[9], local[10]
-    begin = entry.header_offset + _LOCAL.size + name_bytes + extra_bytes
+    begin: int = entry.header_offset + _LOCAL.size + name_bytes + extra_bytes
     name_end = entry.header_offset + _LOCAL.size + name_bytes
     raw_name = entry.name.encode("utf-8", "surrogateescape")
     found = file.read(name_end - name_bytes, name_bytes) if name_end <= size and name_bytes == len(raw_name) else b""
@@ -201,7 +201,7 @@ def data_offset(file: OpenFile, entry: ZipEntry, what: str) -> int:
         _refuse(path, f"{what} ('{shown}') is not at byte {entry.header_offset:,}, where the directory says")
     if begin + entry.nbytes > size:
         raise TruncatedFileError(
-            f"{shown_path(path)}: {what} ('{shown}') takes {entry.nbytes:,} bytes from byte {begin:,}, but the file has "
+            f"{shown_path(path)}: {what} ('{shown}') takes {entry.nbytes:,} bytes from byte {begin:,}; the file has "
             f"{size:,} (incomplete download?)",
             hint=_INCOMPLETE,
             path=path,

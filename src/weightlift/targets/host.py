@@ -184,7 +184,7 @@ class ConvertingTarget(Bound):
     def receive(self, chunk: ChunkReady, want: int, release: Callable[[int], None]) -> None:
         """See :class:`~weightlift.targets.base.Target`."""
         row = self._with_bytes[want]
-        assign_chunk(self._maker, self._description, row, self._flat[row], chunk, self._dequantizer)
+        assign_chunk(self._maker, self._description, row, self._flat[row], chunk, dequantizer=self._dequantizer)
         release(chunk.slot)
 
     def finish(self) -> Iterator[tuple[str, Any]]:
@@ -208,6 +208,7 @@ def assign_chunk(
     row: int,
     flat: Any,
     chunk: ChunkReady,
+    *,
     dequantizer: Dequantizer | None = None,
 ) -> None:
     """Convert a chunk of a tensor into its part of the flattened destination.

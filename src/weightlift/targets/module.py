@@ -57,6 +57,7 @@ class ModuleTarget:
         maker: TensorMaker,
         destinations: Mapping[str, Any],
         accesses: Sequence[DeviceAccess] = (),
+        *,
         dequantizer: Dequantizer | None = None,
     ) -> None:
         self._description = description
@@ -84,7 +85,7 @@ class ModuleTarget:
             as_numbers = dtype.name in GGML_QUANTISED and tuple(tensor.shape) == shape
             raise StateMismatchError(
                 f"{printable(name)} has shape {list(expected)} in the checkpoint, {list(tensor.shape)} in the module",
-                hint=f"the checkpoint holds blocks of {dtype.name}: pass dequantize=True to fill the module with numbers"
+                hint=f"it holds blocks of {dtype.name}: pass dequantize=True to fill the module with numbers"
                 if as_numbers
                 else "the checkpoint belongs to a model of another size or architecture",
                 tensor=name,
@@ -181,7 +182,7 @@ class ModuleTarget:
     def receive(self, chunk: ChunkReady, want: int, release: Callable[[int], None]) -> None:
         """See :class:`~weightlift.targets.base.Target`."""
         row = self._handed_over[want]
-        assign_chunk(self._maker, self._description, row, self._flat[row], chunk, self._dequantizer)
+        assign_chunk(self._maker, self._description, row, self._flat[row], chunk, dequantizer=self._dequantizer)
         release(chunk.slot)
 
     def finish(self) -> Iterator[tuple[str, Any]]:
