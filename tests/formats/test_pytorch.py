@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy
@@ -22,6 +21,7 @@ from weightlift.testing.leaks import nothing_left_behind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 METHODS = ["auto", "direct", "buffered", "mmap"]
 ENGINES = [pytest.param("native", marks=pytest.mark.native), "python"]
@@ -259,7 +259,7 @@ def test_shards_with_an_index(tmp_path: Path) -> None:
 def test_legacy_formats_are_refused_with_the_reason(tmp_path: Path) -> None:
     path = tmp_path / "old.pt"
     torch.save({"a": torch.ones(3)}, path, _use_new_zipfile_serialization=False)
-    with pytest.raises(NotACheckpointError, match="before 2020.*\nhint: load it with torch.load"):
+    with pytest.raises(NotACheckpointError, match=r"before 2020.*\nhint: load it with torch\.load"):
         describe(path)
 
 
@@ -301,8 +301,8 @@ def test_views_at_random(tmp_path: Path, saved_views: dict[str, Any], method: st
         # What is written through one view is seen through the others, as before.
         if tensor.numel() == 0 or any(step == 0 for step in tensor.stride()):
             continue
-        tensor += 1
-        state[name] += 1
+        tensor.add_(1)
+        state[name].add_(1)
     assert all(bits(state[name]) == bits(tensor) for name, tensor in saved_views.items())
     arrays = wl.load(path, framework="numpy")
     assert all(isinstance(found, numpy.ndarray) for found in arrays.values())

@@ -314,7 +314,7 @@ def test_entries_that_overlap(tmp_path: Path) -> None:
     struct.pack_into("<I", content, content.rfind(b"m/data/1") - 46 + 42, inner)
     path = tmp_path / "model.bin"
     path.write_bytes(content)
-    with pytest.raises(HeaderError, match="storage '1' begins at byte .* and overlaps storage '0'"):
+    with pytest.raises(HeaderError, match=r"storage '1' begins at byte .* and overlaps storage '0'"):
         describe(path)
 
 
