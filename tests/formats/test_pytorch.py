@@ -266,7 +266,7 @@ def test_legacy_formats_are_refused_with_the_reason(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")
 def test_a_program_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "script.pt"
-    torch.jit.script(torch.nn.Linear(2, 2)).save(str(path))
+    torch.jit.script(torch.nn.Linear(2, 2)).save(str(path))  # type: ignore[no-untyped-call]
     with pytest.raises(NotACheckpointError, match="TorchScript archive"):
         describe(path)
 

@@ -362,18 +362,18 @@ def test_a_zip_with_64_bit_numbers(tmp_path: Path) -> None:
         for name, content in {"m/data.pkl": state(text("a"), tensor()), "m/data/0": DATA}.items():
             with file.open(name, "w", force_zip64=True) as entry:
                 entry.write(content)
-    content = bytearray(path.read_bytes())
+    raw = bytearray(path.read_bytes())
     # As an archive of more than 4 GiB has it: sizes and position of an entry in an extra field, the directory's end
     # in 64 bits. Written by hand, since a real one takes 4 GiB.
-    at = content.rfind(b"m/data/0") - 46
-    size, offset = struct.unpack_from("<I", content, at + 24)[0], struct.unpack_from("<I", content, at + 42)[0]
+    at = raw.rfind(b"m/data/0") - 46
+    size, offset = struct.unpack_from("<I", raw, at + 24)[0], struct.unpack_from("<I", raw, at + 42)[0]
     extra = struct.pack("<2H3Q", 1, 24, size, size, offset)
-    struct.pack_into("<2I", content, at + 20, 0xFFFFFFFF, 0xFFFFFFFF)
-    struct.pack_into("<H", content, at + 30, len(extra))
-    struct.pack_into("<I", content, at + 42, 0xFFFFFFFF)
-    end = content.rfind(b"PK\x05\x06")
-    count, directory_bytes, directory = struct.unpack_from("<HII", content, end + 10)
-    head = bytes(content[:end])
+    struct.pack_into("<2I", raw, at + 20, 0xFFFFFFFF, 0xFFFFFFFF)
+    struct.pack_into("<H", raw, at + 30, len(extra))
+    struct.pack_into("<I", raw, at + 42, 0xFFFFFFFF)
+    end = raw.rfind(b"PK\x05\x06")
+    count, directory_bytes, directory = struct.unpack_from("<HII", raw, end + 10)
+    head = bytes(raw[:end])
     directory_bytes += len(extra)
     end64 = struct.pack("<4sQ2H2L4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, count, count, directory_bytes, directory)
     locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, len(head) + len(extra), 1)

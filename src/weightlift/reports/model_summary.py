@@ -227,8 +227,8 @@ class _Linear:
     nbytes: int
 
 
-_EXL2_PARTS: Final = ("q_weight", "q_scale", "q_scale_max", "q_groups", "q_invperm", "q_perm", "bias")
-_EXL3_PARTS: Final = ("trellis", "suh", "svh", "su", "sv", "mcg", "mul1", "bias")
+_EXL2_PARTS: Final[tuple[str, ...]] = ("q_weight", "q_scale", "q_scale_max", "q_groups", "q_invperm", "q_perm")
+_EXL3_PARTS: Final[tuple[str, ...]] = ("trellis", "suh", "svh", "su", "sv", "mcg", "mul1")
 _TILE: Final = 16
 
 
