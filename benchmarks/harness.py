@@ -228,7 +228,7 @@ def _measure_worker(case: Case, check_all: bool) -> Run:
         "gigabytes_per_second": checkpoint.tensor_bytes / seconds / 1e9,
         "peak_anonymous_bytes": worker.peak_bytes - base,
         "extra_anonymous_bytes": worker.peak_bytes - base - owned,
-        "peaks": worker.peaks,
+        "peaks": worker.peak_kinds,
     }
 
 
@@ -272,12 +272,12 @@ class WorkerProcess:
 
     Attributes:
         peak_bytes: most anonymous memory seen in samples.
-        peaks: most memory of every kind seen in samples, by the kernel's name for it.
+        peak_kinds: most memory of every kind seen in samples, by the kernel's name for it.
     """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
         self.peak_bytes = 0
-        self.peaks = dict.fromkeys(KINDS, 0)
+        self.peak_kinds = dict.fromkeys(KINDS, 0)
         # A file, because nobody empties a pipe while the worker runs.
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in __exit__
         self._process = subprocess.Popen(
@@ -305,8 +305,8 @@ class WorkerProcess:
     def sample(self) -> None:
         """Look at the worker's memory once."""
         for kind, nbytes in self.memory().items():
-            self.peaks[kind] = max(self.peaks[kind], nbytes)
-        self.peak_bytes = self.peaks["RssAnon"]
+            self.peak_kinds[kind] = max(self.peak_kinds[kind], nbytes)
+        self.peak_bytes = self.peak_kinds["RssAnon"]
 
     def say(self, word: str) -> None:
         """One word to the worker."""

@@ -222,19 +222,20 @@ def main() -> None:
             case for state in (CacheState.COLD, CacheState.WARM) for case in compared(checkpoint, package, state, known)
         ]
         runs = harness.rounds(cases, chosen.rounds)
+        summed = [_summary(case, runs[case.name]) for case in cases]
         result = {
             "schema": 1,
             "taken": taken,
             "model": {"bytes": checkpoint.tensor_bytes, "tensors": checkpoint.tensors},
             "tiny_model": tiny,
             "modes": known,
-            "cases": [_summary(case, runs[case.name]) for case in cases],
+            "cases": summed,
             "cache_warm": warmed(checkpoint, package, chosen.rounds),
             "guard": guarded(checkpoint, package, folder),
         }
     chosen.output.parent.mkdir(parents=True, exist_ok=True)
     chosen.output.write_text(json.dumps(result, indent=1) + "\n")
-    tables.cases("llama.cpp's load modes and weightlift's paths on one file", result["cases"])
+    tables.cases("llama.cpp's load modes and weightlift's paths on one file", summed)
     tables.CONSOLE.print(f"the tiny model is the same byte for byte: {tiny['identical']}; written: {chosen.output}")
 
 
