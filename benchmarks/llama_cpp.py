@@ -3,7 +3,7 @@
 Builds llama.cpp from the source package of llama-cpp-python, once, and compares its load modes with weightlift's read
 paths on the same GGUF file in the same rounds: seconds until every byte is in memory, peak memory by kind, and what
 stays in the page cache. Then, what ``weightlift cache warm`` does for its first mapped load, and what ``weightlift
-guard`` shows around one. Before that, a small complete model, which llama.cpp loads and runs, is compared byte for byte.
+guard`` shows around one. Before that, a small model that llama.cpp loads and runs is compared byte for byte.
 """
 
 from __future__ import annotations

@@ -156,7 +156,7 @@ def summarise(
         engine=transfer.engine_name,
         method_requested=options.method.value,
         method_used=used,
-        reason=_overall(files, transfer.cache.reason),
+        reason="; ".join((_overall(files, transfer.cache.reason), *description.notes)),
         cache_requested=options.cache.value,
         cache_decided="keep" if keep else "drop",
         files=files,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from weightlift.cli.main import main
-from weightlift.testing import TensorSpec, make_checkpoint, tensor_digest, write_checkpoint
+from weightlift.testing import GGUFSpec, TensorSpec, make_checkpoint, tensor_digest, write_checkpoint, write_gguf
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -166,3 +166,13 @@ def test_hostile_names_stay_text(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert out.splitlines()[-1].endswith(r"  [red]\x1b[2Jé\n")
     _, out, _ = run(capsys, "load", str(path), "--device", "null", "--digest", "--json")
     assert list(json.loads(out)["digest"]) == [name]
+
+
+def test_quantised_tensors_as_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_gguf(tmp_path / "m.gguf", [GGUFSpec("t", "Q4_K", (16, 512))])
+    assert main(["load", str(path), "--dequantize", "--dtype", "float16", "--verbose"]) == 0
+    assert "dequantising" in capsys.readouterr().out
+    assert main(["load", str(path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["bytes"] == 16 * 2 * 144
+    assert "dequantising" not in {term["name"] for term in found["host_memory"]["terms"]}

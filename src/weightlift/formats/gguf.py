@@ -40,6 +40,7 @@ _VERSIONS: Final = (2, 3)
 _DIMENSIONS_MAX: Final = 4
 _KEYS_MAX: Final = 1 << 16
 _PARTS_MAX: Final = 1 << 16
+_TENSORS_MAX: Final = 1 << 20
 _INT64_MAX: Final = (1 << 63) - 1
 _KEY_BYTES_MIN: Final = 8 + 4 + 1
 _TENSOR_BYTES_MIN: Final = 8 + 4 + 4 + 8
@@ -74,6 +75,8 @@ def read_shard(file: OpenFile, rules: HeaderRules) -> ShardContents:
     reader.require(key_count * _KEY_BYTES_MIN, f"metadata of {key_count:,} keys")
     metadata = read_metadata(reader, file, key_count)
     reader.require(tensor_count * _TENSOR_BYTES_MIN, f"a table of {tensor_count:,} tensors")
+    if tensor_count > _TENSORS_MAX:
+        reader.refuse(f"says that it has {tensor_count:,} tensors, above the limit of {_TENSORS_MAX:,}")
     alignment = _alignment(reader, metadata)
     table = _Table(reader, file, alignment)
     for number in range(tensor_count):

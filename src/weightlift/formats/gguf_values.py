@@ -35,8 +35,10 @@ _SMALLEST: Final = {**_SIZES, STRING: 8, ARRAY: 12}
 
 _DEPTH_MAX: Final = 8
 _INNER_ARRAYS_MAX: Final = 1 << 20
+_NAME_BYTES_MAX: Final = 64 << 10
 _KEPT_STRING_BYTES: Final = 64 << 10
-"""Strings up to this size are kept; longer ones stay in the file like arrays."""
+_KEPT_BYTES_MAX: Final = 16 << 20
+"""Strings up to the first size are kept, and up to the second in all; others stay in the file like arrays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,10 +127,10 @@ def read_metadata(reader: HeaderReader, file: OpenFile, count: int) -> GGUFMetad
         TruncatedFileError: the file ends before.
     """
     values: dict[str, Any] = {}
-    inner_arrays = [0]
+    inner_arrays, kept = [0], 0
     for number in range(count):
         name = f"metadata key {number:,}"
-        key = _text(reader, reader.string(name), name)
+        key = read_name(reader, name)
         if key in values:
             reader.refuse(f"metadata key '{printable(key)}' is given twice")
         what = f"the value of '{printable(key)}'"
@@ -138,7 +140,8 @@ def read_metadata(reader: HeaderReader, file: OpenFile, count: int) -> GGUFMetad
             values[key] = _number(reader, kind, what)
         elif kind == STRING:
             length = reader.uint64(what)
-            if length <= _KEPT_STRING_BYTES:
+            if length <= _KEPT_STRING_BYTES and kept + length <= _KEPT_BYTES_MAX:
+                kept += length
                 values[key] = reader.take(length, what).decode("utf-8", "surrogateescape")
             else:
                 reader.skip(length, what)
@@ -148,21 +151,21 @@ def read_metadata(reader: HeaderReader, file: OpenFile, count: int) -> GGUFMetad
     return GGUFMetadata(file.path, file.identity, values)
 
 
-def _text(reader: HeaderReader, raw: bytes, what: str) -> str:
-    try:
-        return raw.decode()
-    except UnicodeDecodeError as err:
-        reader.refuse(f"{what} is not UTF-8: {printable(str(err))}")
-
-
 def read_name(reader: HeaderReader, what: str) -> str:
-    """The next string, which must be UTF-8.
+    """The next string, which must be UTF-8 and of a sensible length.
 
     Raises:
         HeaderError: it is not.
         TruncatedFileError: the file ends before.
     """
-    return _text(reader, reader.string(what), what)
+    length = reader.uint64(what)
+    reader.require(length, what)
+    if length > _NAME_BYTES_MAX:
+        reader.refuse(f"{what} has a name of {length:,} bytes, above the limit of {_NAME_BYTES_MAX:,}")
+    try:
+        return reader.take(length, what).decode()
+    except UnicodeDecodeError as err:
+        reader.refuse(f"{what} is not UTF-8: {printable(str(err))}")
 
 
 def _kind(reader: HeaderReader, what: str) -> int:
