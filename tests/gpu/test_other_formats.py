@@ -50,6 +50,8 @@ def test_tensors_that_share_bytes(tmp_path: Path, gpu: FakeGpu, devices: FakeDev
         "small": small,
         "view": small[:, 1::2],
     }
+    # More than one in the same slab, so that not all begin at its beginning.
+    saved |= {f"t{number}": torch.randn(5, number + 2).t() for number in range(4)}
     torch.save(saved, path)
     for name, tensor in wl.load(path, device="cuda:0", method=method, engine=engine).items():
         assert (tensor.shape, tensor.stride()) == (saved[name].shape, saved[name].stride())
