@@ -7,9 +7,9 @@ VENV_DEMO := .venv-demo
 PIP_OPTIONS := --quiet --disable-pip-version-check
 
 # A change in one of these makes an installed package out of date; Python modules are used where they lie.
-INSTALL_INPUTS := pyproject.toml setup.py src/weightlift/_version.py src/weightlift/engines/_engine.c
+INSTALL_INPUTS := pyproject.toml setup.py src/weightlift/_version.py src/weightlift/engines/_engine.c src/weightlift/formats/_values.c
 
-.PHONY: help demo test bench sanitize fetch-hip clean
+.PHONY: help demo test bench sanitize sanitize-sample fetch-hip clean
 .PHONY: check check-format check-lint check-lengths check-import check-layers check-engine check-types
 .NOTPARALLEL:
 
@@ -19,6 +19,7 @@ help:
 	@echo "make check     runs every gate: format, lint, types, layers, lengths, import time, the C engine"
 	@echo "make bench     runs the benchmarks; ARGUMENTS=... goes to them"
 	@echo "make sanitize  repeats the tests of the C engine under address, undefined and thread sanitizers"
+	@echo "               (make sanitize-sample: only the quickest of them, as .ci/run does)"
 	@echo "make fetch-hip fetches the real HIP runtime, which some tests compare with; needs apt, no GPU"
 	@echo "make clean     removes environments, builds and caches"
 
@@ -51,6 +52,8 @@ bench: $(VENV)/installed
 
 sanitize: $(VENV)/installed
 	$(VENV)/bin/python tools/check_engine.py run --require
+sanitize-sample: $(VENV)/installed
+	$(VENV)/bin/python tools/check_engine.py sample
 
 fetch-hip: $(VENV)/installed
 	$(VENV)/bin/python tools/fetch_hip.py

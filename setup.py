@@ -23,7 +23,7 @@ SUFFIX = ".dylib" if sys.platform == "darwin" else ".so"
 WANTED = os.environ.get("WEIGHTLIFT_BUILD_ENGINE", "auto")
 ENGINE = Extension(
     "weightlift.engines.libweightlift_engine",
-    sources=["src/weightlift/engines/_engine.c"],
+    sources=["src/weightlift/engines/_engine.c", "src/weightlift/formats/_values.c"],
     extra_compile_args=["-std=c11", "-O2", "-fPIC", "-pthread", "-Wall", "-Wextra", "-fvisibility=hidden"],
     extra_link_args=["-pthread"],
     optional=WANTED != "require",
@@ -43,7 +43,9 @@ class build_ext(setuptools_build_ext):
 
     def finalize_options(self) -> None:
         super().finalize_options()
-        self.force = True  # one small file; a library older than its compiler flags would be worse than the second lost
+        self.force = (
+            True  # two small files; a library older than its compiler flags would be worse than the second lost
+        )
 
     def build_extension(self, ext: Extension) -> None:
         """Build ``ext`` unless told not to; in an editable install an earlier library does not survive a failure."""

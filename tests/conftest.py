@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 # Failures inside the public conformance kit shall read like failures in a test; it must not have been imported before.
 pytest.register_assert_rewrite(
-    "weightlift.testing.bench", "weightlift.testing.conformance", "weightlift.testing.target_conformance"
+    "weightlift.testing.bench",
+    "weightlift.testing.conformance",
+    "weightlift.testing.target_conformance",
+    "weightlift.testing.trace_conformance",
 )
 
 # How long an example takes depends on the machine, and no test judges time.

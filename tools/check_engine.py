@@ -1,9 +1,10 @@
 """Gate for the C engine: it compiles without a warning, and clean under sanitizers.
 
 ``warnings`` compiles it with many warnings as errors, and once more through gcc's static analyser. ``build`` makes one
-library per sanitizer under ``build/sanitize``. ``run`` builds them and repeats the tests marked ``native`` on each. It
-first has each sanitizer find planted mistakes in a library that is loaded in the same way, since one that is loaded too
-late, or not at all, finds nothing and lets the engine look clean.
+library per sanitizer under ``build/sanitize``. ``run`` builds them and repeats the tests marked ``native`` on each,
+``sample`` those of them that take little time. Either first has each sanitizer find planted mistakes in a library that
+is loaded in the same way, since one that is loaded too late, or not at all, finds nothing and lets the engine look
+clean.
 
 What cannot be checked on a machine (no C compiler, no sanitizer runtime) is said, in a line that starts with
 ``NOT CHECKED``, and does not fail unless ``--require`` is given.
@@ -21,10 +22,14 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-SOURCE: Final = ROOT / "src" / "weightlift" / "engines" / "_engine.c"
+PACKAGE: Final = ROOT / "src" / "weightlift"
+SOURCES: Final = (PACKAGE / "engines" / "_engine.c", PACKAGE / "formats" / "_values.c")
 BUILD: Final = ROOT / "build" / "sanitize"
 BASE: Final = ("-std=c11", "-fPIC", "-pthread", "-fvisibility=hidden")
 WARNINGS: Final = (
@@ -81,6 +86,7 @@ class Sanitizer:
         runtime: the runtime's name as gcc and clang spell it within their library names.
         environment: options for the instrumented process.
         mistakes: by the words it is reported in, C code with a mistake that must be found.
+        sample: the tests that every change has to pass; all of them take minutes.
         unsuited: tests that judge this process's memory, to which the sanitizer's own is added.
     """
 
@@ -89,6 +95,7 @@ class Sanitizer:
     runtime: str
     environment: dict[str, str]
     mistakes: dict[str, str]
+    sample: tuple[str, ...]
     unsuited: tuple[str, ...] = ()
 
 
@@ -100,6 +107,7 @@ SANITIZERS: Final = (
         "asan",
         {"ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1", "UBSAN_OPTIONS": "print_stacktrace=1"},
         {"heap-buffer-overflow": BEYOND_THE_END, "shift exponent 32 is too large": TOO_FAR_A_SHIFT},
+        ("tests/engines", "tests/formats/test_values.py"),
     ),
     Sanitizer(
         "thread",
@@ -107,6 +115,7 @@ SANITIZERS: Final = (
         "tsan",
         {"TSAN_OPTIONS": "halt_on_error=1:exitcode=66"},
         {"data race": UNLOCKED_COUNTER},
+        ("tests/engines/test_native.py::TestNativeEngine",),
         ("tests/core/test_load.py::test_a_tensor_of_eight_budgets_loads_within_one",),
     ),
 )
@@ -132,9 +141,9 @@ def is_clang(compiler: list[str]) -> bool:
     return "clang" in banner
 
 
-def compile_source(compiler: list[str], flags: list[str], source: Path, output: Path) -> bool:
-    """Compile ``source`` into ``output``; the compiler's own messages go to stderr."""
-    command = [*compiler, *BASE, *flags, "-o", str(output), str(source)]
+def compile_source(compiler: list[str], flags: list[str], sources: Sequence[Path], output: Path) -> bool:
+    """Compile ``sources`` into ``output``; the compiler's own messages go to stderr."""
+    command = [*compiler, *BASE, *flags, "-o", str(output), *map(str, sources)]
     finished = subprocess.run(command, check=False)
     if finished.returncode:
         say(f"failed: {shlex.join(command)}")
@@ -144,11 +153,12 @@ def compile_source(compiler: list[str], flags: list[str], source: Path, output: 
 def check_warnings(compiler: list[str]) -> bool:
     """Compile with warnings as errors, then with the static analyser where the compiler has it."""
     output = BUILD / "engine.o"
-    clean = compile_source(compiler, [*WARNINGS, "-O2", "-c"], SOURCE, output)
+    clean = all(compile_source(compiler, [*WARNINGS, "-O2", "-c"], [source], output) for source in SOURCES)
     if is_clang(compiler):
         say("NOT CHECKED: static analysis of the engine, because -fanalyzer is gcc's")
     else:
-        clean &= compile_source(compiler, [*WARNINGS, "-O1", "-fanalyzer", "-c"], SOURCE, output)
+        analysed = [*WARNINGS, "-O1", "-fanalyzer", "-c"]
+        clean &= all(compile_source(compiler, analysed, [source], output) for source in SOURCES)
     say(f"engine: warnings as errors: {'clean' if clean else 'FAILED'}")
     return clean
 
@@ -162,12 +172,12 @@ def find_runtime(compiler: list[str], sanitizer: Sanitizer) -> Path | None:
     return answer.resolve() if answer.is_absolute() and answer.exists() else None
 
 
-def build_library(compiler: list[str], sanitizer: Sanitizer, source: Path, output: Path) -> bool:
+def build_library(compiler: list[str], sanitizer: Sanitizer, sources: Sequence[Path], output: Path) -> bool:
     """Build a library with one sanitizer."""
     flags = ["-O1", "-g", "-fno-omit-frame-pointer", "-shared", *sanitizer.flags]
     if is_clang(compiler):
         flags.append("-shared-libsan")
-    return compile_source(compiler, flags, source, output)
+    return compile_source(compiler, flags, sources, output)
 
 
 def fixed_addresses() -> list[str]:
@@ -199,7 +209,7 @@ def finds_mistakes(compiler: list[str], runtime: Path, sanitizer: Sanitizer) -> 
         with tempfile.TemporaryDirectory() as folder:
             source, library = Path(folder, "mistake.c"), Path(folder, "mistake.so")
             source.write_text(code.replace("int mistake", f"{EXPORTED} int mistake"))
-            if not build_library(compiler, sanitizer, source, library):
+            if not build_library(compiler, sanitizer, [source], library):
                 return False
             command = [*python_with(runtime, sanitizer), "-c", CALL, str(library)]
             finished = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -210,13 +220,13 @@ def finds_mistakes(compiler: list[str], runtime: Path, sanitizer: Sanitizer) -> 
     return True
 
 
-def run_tests(library: Path, runtime: Path, sanitizer: Sanitizer) -> bool:
-    """Repeat the tests of the native engine with the instrumented library."""
+def run_tests(library: Path, runtime: Path, sanitizer: Sanitizer, tests: Sequence[str]) -> bool:
+    """Repeat the tests of the native engine, as far as they are under ``tests``, with the instrumented library."""
     python = python_with(runtime, sanitizer, WEIGHTLIFT_ENGINE_LIBRARY=str(library))
     if subprocess.run([*python, "-c", LOAD], cwd=ROOT, check=False).returncode:
         return False
     # Uncaptured: a sanitizer writes its findings to the descriptor of stderr and ends the process.
-    command = [*python, "-m", "pytest", "-q", "-m", "native", "--capture=no", "-p", "no:cacheprovider", "tests"]
+    command = [*python, "-m", "pytest", "-q", "-m", "native", "--capture=no", "-p", "no:cacheprovider", *tests]
     command += [f"--deselect={test}" for test in sanitizer.unsuited]
     finished = subprocess.run(command, cwd=ROOT, check=False)
     if finished.returncode == EXIT_NOTHING_COLLECTED:
@@ -224,24 +234,31 @@ def run_tests(library: Path, runtime: Path, sanitizer: Sanitizer) -> bool:
     return finished.returncode == 0
 
 
-def check_sanitizer(compiler: list[str], sanitizer: Sanitizer, *, run: bool) -> bool | None:
-    """Build, and run if asked; ``None`` if this machine cannot."""
+def check_sanitizer(compiler: list[str], sanitizer: Sanitizer, tests: Sequence[str]) -> bool | None:
+    """Build, and run tests if there are any; ``None`` if this machine cannot."""
     runtime = find_runtime(compiler, sanitizer)
     if runtime is None:
         say(f"NOT CHECKED: {sanitizer.name} sanitizer, because {compiler[0]} has no lib{sanitizer.runtime} here")
         return None
     library = BUILD / f"libweightlift_engine-{sanitizer.name}.so"
-    clean = build_library(compiler, sanitizer, SOURCE, library)
-    if run and clean:
-        clean = finds_mistakes(compiler, runtime, sanitizer) and run_tests(library, runtime, sanitizer)
-    say(f"engine: {sanitizer.name} sanitizer, {'tests' if run else 'build'}: {'clean' if clean else 'FAILED'}")
+    clean = build_library(compiler, sanitizer, SOURCES, library)
+    if tests and clean:
+        clean = finds_mistakes(compiler, runtime, sanitizer) and run_tests(library, runtime, sanitizer, tests)
+    say(f"engine: {sanitizer.name} sanitizer, {'tests' if tests else 'build'}: {'clean' if clean else 'FAILED'}")
     return clean
+
+
+def tests_of(sanitizer: Sanitizer, steps: Sequence[str]) -> Sequence[str]:
+    """Which tests the steps asked for repeat under a sanitizer."""
+    if "run" in steps:
+        return ("tests",)
+    return sanitizer.sample if "sample" in steps else ()
 
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="check the C engine")
-    parser.add_argument("steps", nargs="+", choices=["warnings", "build", "run"])
+    parser.add_argument("steps", nargs="+", choices=["warnings", "build", "sample", "run"])
     parser.add_argument("--require", action="store_true", help="fail where something cannot be checked")
     parser.add_argument("--only", choices=[sanitizer.name for sanitizer in SANITIZERS], help="one sanitizer")
     return parser.parse_args()
@@ -258,9 +275,9 @@ def main() -> int:
     results: list[bool | None] = []
     if "warnings" in arguments.steps:
         results.append(check_warnings(compiler))
-    if "build" in arguments.steps or "run" in arguments.steps:
+    if {"build", "sample", "run"}.intersection(arguments.steps):
         results += [
-            check_sanitizer(compiler, sanitizer, run="run" in arguments.steps)
+            check_sanitizer(compiler, sanitizer, tests_of(sanitizer, arguments.steps))
             for sanitizer in SANITIZERS
             if arguments.only in (None, sanitizer.name)
         ]

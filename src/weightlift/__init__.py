@@ -16,47 +16,65 @@ from weightlift._version import __version__
 
 if TYPE_CHECKING:
     from weightlift import errors
-    from weightlift.api import Checkpoint, StateDict, load, load_into, open, stream
+    from weightlift.api import Checkpoint, StateDict, fit, load, load_into, make_manifest, open, stream, verify
     from weightlift.description import TensorInfo
     from weightlift.device_staging import release_pinned_memory
     from weightlift.errors import WeightliftError
+    from weightlift.fitting import FitReport
+    from weightlift.integrity import Verification
+    from weightlift.manifest import Manifest
     from weightlift.modules import LoadIntoResult
     from weightlift.options import LoadOptions
+    from weightlift.recording import Recording
     from weightlift.streaming import TensorStream
     from weightlift.types import LoadReport
 
 _HOMES = {
     "Checkpoint": "weightlift.api",
+    "FitReport": "weightlift.fitting",
     "LoadIntoResult": "weightlift.modules",
     "LoadOptions": "weightlift.options",
     "LoadReport": "weightlift.types",
+    "Manifest": "weightlift.manifest",
+    "Recording": "weightlift.recording",
     "StateDict": "weightlift.api",
     "TensorInfo": "weightlift.description",
     "TensorStream": "weightlift.streaming",
+    "Verification": "weightlift.integrity",
     "WeightliftError": "weightlift.errors",
+    "fit": "weightlift.api",
     "load": "weightlift.api",
     "load_into": "weightlift.api",
+    "make_manifest": "weightlift.api",
     "open": "weightlift.api",
     "release_pinned_memory": "weightlift.device_staging",
     "stream": "weightlift.api",
+    "verify": "weightlift.api",
 }
 
 __all__ = [
     "Checkpoint",
+    "FitReport",
     "LoadIntoResult",
     "LoadOptions",
     "LoadReport",
+    "Manifest",
+    "Recording",
     "StateDict",
     "TensorInfo",
     "TensorStream",
+    "Verification",
     "WeightliftError",
     "__version__",
     "errors",
+    "fit",
     "load",
     "load_into",
+    "make_manifest",
     "open",
     "release_pinned_memory",
     "stream",
+    "verify",
 ]
 
 

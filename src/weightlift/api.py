@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack, cast
 
 from weightlift.formats import describe
-from weightlift.loading import load_rows
+from weightlift.loading import fit_rows, load_rows
 from weightlift.modules import LoadIntoResult, load_module
 from weightlift.options import LoadOptions
 from weightlift.selection import select_rows
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from weightlift.description import Description, TensorInfo
+    from weightlift.fitting import FitReport
+    from weightlift.integrity import Verification
     from weightlift.keywords import LoadKeywords
+    from weightlift.manifest import Manifest
     from weightlift.types import LoadReport
 
 T = TypeVar("T")
@@ -130,6 +133,24 @@ def load(path: str | os.PathLike[str] | Checkpoint, **keywords: Unpack[LoadKeywo
     return StateDict(tensors, report)
 
 
+def fit(path: str | os.PathLike[str] | Checkpoint, **keywords: Unpack[LoadKeywords]) -> FitReport:
+    """Compare what :func:`load` would take with what the machine and its devices have; reads headers only.
+
+    Args:
+        path: a path as for :func:`open`, or an opened checkpoint.
+        **keywords: the fields of :class:`~weightlift.options.LoadOptions`.
+
+    Returns:
+        The comparison. That something does not fit is its verdict, not an error.
+
+    Raises:
+        WeightliftError: see :mod:`weightlift.errors`.
+    """
+    options = LoadOptions(**keywords)  # type: ignore[arg-type]
+    description = _description(path, options)
+    return fit_rows(description, select_rows(description, options.names), options)
+
+
 def stream(path: str | os.PathLike[str] | Checkpoint, **keywords: Unpack[LoadKeywords]) -> TensorStream:
     """Load tensors one after the other, in file order, while later ones are being read.
 
@@ -173,3 +194,51 @@ def load_into(
     """
     options = LoadOptions(**keywords)  # type: ignore[arg-type]
     return load_module(module, _description(path, options), options, strict=strict)
+
+
+def make_manifest(path: str | os.PathLike[str] | Checkpoint, **keywords: Unpack[LoadKeywords]) -> Manifest:
+    """Read every byte of a checkpoint's files and take down what they hash to.
+
+    Args:
+        path: a path as for :func:`open`, or an opened checkpoint.
+        **keywords: the fields of :class:`~weightlift.options.LoadOptions` that say how to read.
+
+    Returns:
+        sha256 of every file and xxh3-128 of every tensor; :func:`~weightlift.manifest.write_manifest` writes it.
+
+    Raises:
+        WeightliftError: see :mod:`weightlift.errors`.
+    """
+    from weightlift.integrity import hash_checkpoint
+
+    options = LoadOptions(**keywords)  # type: ignore[arg-type]
+    return hash_checkpoint(_description(path, options), options)[0]
+
+
+def verify(
+    path: str | os.PathLike[str] | Checkpoint,
+    manifest: Manifest | str | os.PathLike[str],
+    **keywords: Unpack[LoadKeywords],
+) -> Verification:
+    """Read every byte of a checkpoint's files and compare what they hash to with a manifest.
+
+    To refuse changed tensors while loading, pass the manifest as ``verify=`` to :func:`load` instead.
+
+    Args:
+        path: a path as for :func:`open`, or an opened checkpoint.
+        manifest: a manifest or the path of one.
+        **keywords: the fields of :class:`~weightlift.options.LoadOptions` that say how to read.
+
+    Returns:
+        Everything that differs; ``.ok`` if nothing does.
+
+    Raises:
+        ManifestError: the manifest itself is no good.
+        WeightliftError: see :mod:`weightlift.errors`.
+    """
+    from weightlift.integrity import verify_checkpoint
+    from weightlift.manifest import as_manifest
+
+    options = LoadOptions(**keywords)  # type: ignore[arg-type]
+    known = as_manifest(manifest)
+    return verify_checkpoint(_description(path, options), known, options)

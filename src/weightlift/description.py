@@ -69,12 +69,14 @@ class Shard:
         identity: size, inode and modification time when the header was read.
         data_offset: where tensor data begins in the file.
         metadata: the header's own entries: text, or what else the format has.
+        brought_in: offset and length in bytes of what reading the header brought into the page cache.
     """
 
     path: Path
     identity: FileIdentity
     data_offset: int
     metadata: Mapping[str, Any]
+    brought_in: tuple[tuple[int, int], ...] = ()
 
 
 class Description:
@@ -210,6 +212,10 @@ class Description:
             total += max(0, offset + length - max(offset, end))
             end = max(end, offset + length)
         return total
+
+    def bytes_of(self, rows: Sequence[int]) -> int:
+        """Bytes of the tensors in some rows together."""
+        return sum(map(self.lengths.__getitem__, rows))
 
     @property
     def nbytes(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import functools
+import math
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -173,6 +174,31 @@ class Destinations:
         if len(parts) == 1:
             return parts[0][0]
         return CompositeTarget(parts) if parts else HostTarget(self._description, rows, self.maker)
+
+    def device_bytes(self, rows: Sequence[int]) -> dict[str, int]:
+        """What the tensors take on each device that is not the CPU, by its name, converted where that is wanted."""
+        totals: dict[str, int] = {}
+        lengths = self._description.lengths
+        if self._device_of is None and self._options.dtype is None and self.dequantizer is None:
+            totals[self._names[0]] = sum(map(lengths.__getitem__, rows))
+        else:
+            for row in rows:
+                name = self._names[0] if self._device_of is None else self._device_of[row]
+                totals[name] = totals.get(name, 0) + self._bytes_of(row)
+        canonical = {name: self.accesses[index].device for name, index in self._index_of.items()}
+        found: dict[str, int] = {}
+        for name, nbytes in totals.items():
+            if name not in {"cpu", "null"}:
+                found[canonical.get(name, name)] = found.get(canonical.get(name, name), 0) + nbytes
+        return found
+
+    def _bytes_of(self, row: int) -> int:
+        dtype, nbytes = self._description.dtype(row), self._description.lengths[row]
+        if self.dequantizer is not None and row in self.dequantizer.rows:
+            return math.prod(self._description.shape(row)) * int(self.dequantizer.dtype.itemsize)
+        if not converts(dtype, self.dtype, self.maker):
+            return nbytes
+        return nbytes // dtype.block_bytes * int(getattr(self.dtype, "itemsize", dtype.block_bytes))
 
     def _parts(self, name: str, rows: Sequence[int]) -> list[tuple[Target, Sequence[int]]]:
         description, maker = self._description, self.maker

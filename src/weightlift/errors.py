@@ -8,10 +8,12 @@
     │   ├── TruncatedFileError (EOFError)     the file ends before its header says it does
     │   ├── NotACheckpointError               another kind of file: a git-lfs pointer, a web page, an archive
     │   ├── IndexFileError                    an index that names what is not there or not allowed
+    │   ├── ManifestError                     a manifest that is damaged or names what is not allowed
     │   └── UnsupportedDtypeError             a data type that the format or the framework does not have
     ├── CheckpointNotFoundError (FileNotFoundError)
     ├── AccessError (PermissionError)         the file exists and may not be read
     ├── ReadError (OSError)                   the storage failed while reading
+    ├── IntegrityError (ValueError)           contents differ from those that a manifest vouches for
     ├── FileChangedError                      replaced, truncated or written to after it was opened
     ├── OptionError (ValueError)              a value the caller passed is not one of those possible
     ├── SelectionError (LookupError)          no tensor, or no device, for what was asked
@@ -88,6 +90,10 @@ class IndexFileError(FormatError):
     """A sharded checkpoint's index names a shard that is missing, or a path it must not name."""
 
 
+class ManifestError(FormatError):
+    """A manifest is damaged, of an unknown schema, or names a path it must not name."""
+
+
 class UnsupportedDtypeError(FormatError):
     """A tensor's data type is unknown, or the chosen framework has none like it."""
 
@@ -104,6 +110,16 @@ class ReadError(WeightliftError, OSError):
     """The operating system failed a read; ``errno`` holds its number."""
 
     errno: int | None = None
+
+
+class IntegrityError(WeightliftError, ValueError):
+    """What was read is not what the manifest vouches for.
+
+    Attributes:
+        tensors: the names of all tensors found to differ; ``tensor`` is the first of them.
+    """
+
+    tensors: tuple[str, ...] = ()
 
 
 class FileChangedError(WeightliftError):

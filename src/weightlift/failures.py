@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING, NoReturn
 
 from weightlift.errors import DeviceError, EngineError, InsufficientMemoryError, ReadError, WeightliftError, printable
-from weightlift.operations import FailureKind, Stage
+from weightlift.operations import STAGE_WORDS, FailureKind, Stage
 from weightlift.units import format_bytes
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from weightlift.description import Description
-    from weightlift.operations import Extent, Failure
+    from weightlift.operations import Engine, Extent, Failure
     from weightlift.shards import OpenShards
     from weightlift.targets.device import DeviceAccess
 
@@ -79,6 +79,21 @@ def raise_failure(
     if isinstance(error, ReadError):
         error.errno = failure.error_number
     raise error
+
+
+_abandoned: list[object] = []
+"""What reads that never returned may still write to; kept for the life of the process."""
+
+
+def abandon(engine: Engine, stuck: int, cause: BaseException, description: Description, held: object) -> None:
+    """Keep alive what workers that do not return may still touch, and name in a note to ``cause`` what they are at."""
+    named = "; ".join(
+        f"{STAGE_WORDS[doing.stage]} {description.shards[doing.shard].path} at byte {doing.offset:,} "
+        f"({format_bytes(doing.length)}, for {doing.seconds:.1f} s)"
+        for doing in engine.activity()
+    )
+    cause.add_note(f"{stuck} workers have not returned and keep their buffers: {named}")
+    _abandoned.append(held)
 
 
 _DEVICE_STAGES = {Stage.DEVICE_COPY: "starting a copy to", Stage.DEVICE_WAIT: "waiting for a copy to"}

@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypedDict
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Sequence
 
+    from weightlift.manifest import Manifest
+    from weightlift.recording import Recording
     from weightlift.types import CachePolicy, EngineName, Framework, HeaderRules, Method, Staging
 
 
@@ -27,5 +30,8 @@ class LoadKeywords(TypedDict, total=False):
     progress: Callable[[int, int], None] | None
     readonly: bool
     digest: bool
+    verify: Manifest | str | os.PathLike[str] | None
     workers: int | None
     chunk_bytes: int | str | None
+    watch_seconds: float
+    recording: Recording | None

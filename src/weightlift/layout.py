@@ -14,13 +14,14 @@ from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from weightlift.operations import COPY_FIELDS
+from weightlift.operations import make_copy_table
 from weightlift.units import KIB, MIB, PAGE_BYTES, align_up
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from weightlift.description import Description
+    from weightlift.operations import CopyTable
 
 LARGE_TENSOR_BYTES: Final = 1 * MIB
 """From this size on a tensor owns its storage alone."""
@@ -88,7 +89,6 @@ class Layout:
         spans: what to read; tensors without bytes are in none.
         groups: who shares a lease; every selected tensor with bytes is in exactly one.
         region_bytes: size of the region.
-        tensor_bytes: bytes of all selected tensors.
     """
 
     rows: Sequence[int]
@@ -96,7 +96,6 @@ class Layout:
     spans: tuple[Span, ...]
     groups: tuple[Group, ...]
     region_bytes: int
-    tensor_bytes: int
 
 
 class _Run(NamedTuple):
@@ -139,9 +138,8 @@ def lay_out(
                 places[index] = place + description.offsets[rows[index]] - run.offset
         cursor = align_up(place + run.length, PAGE_BYTES)
         spans.append(Span(run.shard, run.offset, run.length, place, run.shift == 0, run.first, run.end, packed=False))
-    total = sum(map(description.lengths.__getitem__, rows))
     groups = tuple(_groups(description, rows, spans, places, (large_bytes, slab_bytes)))
-    return Layout(rows, places, tuple(spans), groups, align_up(cursor, PAGE_BYTES), total)
+    return Layout(rows, places, tuple(spans), groups, align_up(cursor, PAGE_BYTES))
 
 
 def _runs(description: Description, rows: Sequence[int]) -> Iterator[_Run]:
@@ -236,7 +234,7 @@ def _groups(
             yield Group(first, span.end, begin, end - begin)
 
 
-def copy_table(description: Description, layout: Layout, span: Span, region_address: int) -> array[int]:
+def copy_table(description: Description, layout: Layout, span: Span, region_address: int) -> CopyTable:
     """The copy table of a span: where in memory each of its tensors goes, one entry per tensor (or one in all).
 
     Args:
@@ -246,16 +244,9 @@ def copy_table(description: Description, layout: Layout, span: Span, region_addr
         region_address: address of the region's first byte.
     """
     if not span.packed:
-        return array("Q", (span.offset, span.length, region_address + span.place))
-    table = array("Q", bytes(8 * COPY_FIELDS * (span.end - span.first)))
-    used = 0
-    for index in range(span.first, span.end):
-        row = layout.rows[index]
-        length = description.lengths[row]
-        if length:
-            table[used : used + COPY_FIELDS] = array(
-                "Q", (description.offsets[row], length, region_address + layout.places[index])
-            )
-            used += COPY_FIELDS
-    del table[used:]
-    return table
+        return make_copy_table([(span.offset, span.length, region_address + span.place)])
+    packed = ((layout.rows[index], layout.places[index]) for index in range(span.first, span.end))
+    offsets, lengths = description.offsets, description.lengths
+    return make_copy_table(
+        (offsets[row], lengths[row], region_address + place) for row, place in packed if lengths[row]
+    )

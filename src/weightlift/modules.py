@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from weightlift.errors import StateMismatchError, UnsupportedError, printable
-from weightlift.loading import transfer_rows
+from weightlift.loading import required_manifest, transfer_rows, verify_beforehand
 from weightlift.selection import select_rows
 from weightlift.targets.access import gpu_access
 from weightlift.targets.dequantize import Dequantizer, quantised_rows
 from weightlift.targets.frameworks import pick_framework
 from weightlift.targets.module import ModuleTarget
 from weightlift.types import Framework, LoadReport, Method
+from weightlift.weighing import weigh, within
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -48,6 +49,7 @@ def load_module(module: Any, description: Description, options: LoadOptions, *, 
 
     Raises:
         StateMismatchError: names or shapes differ; the module is unchanged.
+        IntegrityError: a tensor is not as ``verify`` says; the module is unchanged.
         UnsupportedError: the method hands out mappings, which cannot fill existing memory.
     """
     if options.method is Method.MMAP:
@@ -72,7 +74,13 @@ def load_module(module: Any, description: Description, options: LoadOptions, *, 
     quantised = quantised_rows(description, rows) if options.dequantize else []
     dequantizer = Dequantizer(description, quantised, maker) if quantised else None
     target = ModuleTarget(description, rows, maker, destinations, accesses, dequantizer=dequantizer)
-    _, report = transfer_rows(description, rows, options, target, accesses=accesses, staging_reason=reason)
+    # The module shall be unchanged if a tensor is refused, so they are all looked at before the first is written.
+    verify_beforehand(description, rows, options, required_manifest(description, rows, options))
+    total = description.bytes_of(rows)
+    fit = weigh(description, options, staged_bytes=total, accesses=accesses)
+    _, report = transfer_rows(
+        description, rows, within(fit, options), target, fit=fit, accesses=accesses, staging_reason=reason
+    )
     return LoadIntoResult(missing, unexpected, report)
 
 

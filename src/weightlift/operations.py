@@ -8,12 +8,15 @@ planner makes, both engines read and the pipeline acts upon.
 from __future__ import annotations
 
 import enum
+from array import array
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from array import array
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
+
+    from weightlift.steps import Steps
 
 
 class ReadPath(enum.IntEnum):
@@ -59,6 +62,14 @@ class Stage(enum.IntEnum):
     DEVICE_WAIT = 3
 
 
+STAGE_WORDS: dict[Stage, str] = {
+    Stage.READING: "reading",
+    Stage.REGISTERING: "pinning memory for",
+    Stage.DEVICE_COPY: "starting a copy to the device from",
+    Stage.DEVICE_WAIT: "waiting for the device with",
+}
+"""What a worker is at, for sentences that go on with the file."""
+
 COPY_FIELDS = 3
 """Numbers per entry of a copy table: offset in the file, length, destination address."""
 
@@ -76,6 +87,12 @@ class CopyTable:
     numbers: array[int]
     first: int
     count: int
+
+
+def make_copy_table(entries: Iterable[tuple[int, int, int]]) -> CopyTable:
+    """A copy table of its own from ``(offset, length, address)`` entries, by rising offset."""
+    numbers = array("Q", chain.from_iterable(entries))
+    return CopyTable(numbers, 0, len(numbers) // COPY_FIELDS)
 
 
 class Extent(NamedTuple):
@@ -201,6 +218,7 @@ class Counters(NamedTuple):
 
     Attributes:
         claimed_bytes: bytes of chunks that a worker has taken on.
+        read_bytes: bytes of chunks that have left storage.
         landed_bytes: bytes of chunks that are where they belong.
         reads: chunks finished.
         fallbacks: chunks of which a part was read through the cache because direct I/O was refused.
@@ -216,6 +234,7 @@ class Counters(NamedTuple):
     """
 
     claimed_bytes: int
+    read_bytes: int
     landed_bytes: int
     reads: int
     fallbacks: int
@@ -271,6 +290,7 @@ class Engine(Protocol):
     def set_limits(self, workers: int, chunk_bytes: int) -> None:
         """Let that many workers claim chunks of that size, starting threads as needed.
 
+        With 0 workers no further chunk is read until there are more again, not even of a lane that was begun.
         ``chunk_bytes`` is a multiple of the page size; with its alignment slack a chunk must fit a slot.
         """
         ...
@@ -281,6 +301,10 @@ class Engine(Protocol):
 
     def return_slot(self, slot: int) -> None:
         """Give back the slot of a :class:`ChunkReady`."""
+        ...
+
+    def trim(self) -> None:
+        """Give the memory of free slots that are not registered back to the system, where it takes memory back."""
         ...
 
     def counters(self) -> Counters:
@@ -305,6 +329,14 @@ class Engine(Protocol):
             names: what to call each shard.
             fd: where to say it, by default the standard error stream; lines are left out while nobody reads them.
         """
+        ...
+
+    def trace(self, capacity: int) -> None:
+        """From now on, keep the last ``capacity`` steps of all workers; once, and before any limits are set."""
+        ...
+
+    def steps(self) -> Steps:
+        """The steps kept; empty if nothing was traced. Only after :meth:`join` returned 0 and before :meth:`close`."""
         ...
 
     def cancel(self) -> None:

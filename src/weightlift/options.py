@@ -11,12 +11,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from weightlift.errors import BudgetError, OptionError
+from weightlift.recording import Recording
 from weightlift.types import CachePolicy, EngineName, Framework, HeaderRules, Method, Staging
 from weightlift.units import MIB, PAGE_BYTES, format_bytes, parse_bytes
 
 if TYPE_CHECKING:
     import enum
     from collections.abc import Callable
+
+    from weightlift.manifest import Manifest
 
 
 DEFAULT_HOST_MEMORY_BYTES: Final = 128 * MIB
@@ -26,6 +29,8 @@ CHUNK_BYTES_MIN: Final = 64 * 1024
 CHUNK_BYTES_MAX: Final = 64 * MIB
 DEQUANTIZE_BYTES: Final = 2 * MIB
 """Host memory that turning quantised blocks into floating point takes beside the slots."""
+DEFAULT_WATCH_SECONDS: Final = 30.0
+WATCH_SECONDS_MAX: Final = 86_400.0
 
 ENVIRONMENT: Final[dict[str, str]] = {
     "WEIGHTLIFT_METHOD": "the read path: auto, mmap, direct or buffered",
@@ -34,6 +39,7 @@ ENVIRONMENT: Final[dict[str, str]] = {
     "WEIGHTLIFT_ENGINE": "which engine moves the bytes: auto, native or python",
     "WEIGHTLIFT_WORKERS": "a fixed number of reading threads instead of one found while loading",
     "WEIGHTLIFT_CHUNK": "a fixed chunk size instead of one found while loading, for example 4MiB",
+    "WEIGHTLIFT_WATCH": "after how many seconds in which nothing moves a load says so on stderr; 0 for never",
     "WEIGHTLIFT_ENGINE_LIBRARY": "path of another build of the native engine",
     "WEIGHTLIFT_GPU_RUNTIME": "path of the CUDA or HIP runtime to use instead of the one the framework has loaded",
 }
@@ -81,8 +87,12 @@ class LoadOptions:
         progress: called with ``(bytes done, bytes in all)`` while the load runs; ``None`` for silence.
         readonly: with ``method="mmap"``, hand out shared read-only tensors instead of private writable ones.
         digest: compute the xxh3-128 digest of every tensor's bytes as stored.
+        verify: a :class:`~weightlift.manifest.Manifest` or the path of one; refuse tensors that are not as it says.
         workers: a fixed number of reading threads; ``None`` finds it while loading.
         chunk_bytes: a fixed chunk size, a number of bytes or like ``"4MiB"``; ``None`` finds it while loading.
+        watch_seconds: after how many seconds in which nothing has landed a line on the standard error stream says what
+            every worker is at, and again after each doubling of the time; 0 for never.
+        recording: where to record every step of the load; ``None`` records nothing.
 
     Raises:
         OptionError: a value is not one of those possible.
@@ -105,8 +115,12 @@ class LoadOptions:
     progress: Callable[[int, int], None] | None = None
     readonly: bool = False
     digest: bool = False
+    verify: Manifest | str | os.PathLike[str] | None = None
     workers: int | None = field(default_factory=lambda: from_environment("WEIGHTLIFT_WORKERS"))  # type: ignore[assignment]
     chunk_bytes: int | None = field(default_factory=lambda: from_environment("WEIGHTLIFT_CHUNK"))  # type: ignore[assignment]
+
+    watch_seconds: float = field(default_factory=lambda: from_environment("WEIGHTLIFT_WATCH") or DEFAULT_WATCH_SECONDS)  # type: ignore[assignment]
+    recording: Recording | None = None
 
     def __post_init__(self) -> None:
         choices: dict[str, type[enum.StrEnum]] = {
@@ -123,6 +137,16 @@ class LoadOptions:
         self._set("names", _checked_names(self.names))
         self._set("workers", _checked_workers(self.workers))
         self._set("chunk_bytes", _checked_chunk(self.chunk_bytes))
+        self._set("watch_seconds", _checked_watch(self.watch_seconds))
+        if self.recording is not None and not isinstance(self.recording, Recording):
+            raise OptionError(f"recording={self.recording!r} is not a weightlift.Recording")
+        if self.verify is not None and not isinstance(self.verify, str | os.PathLike):
+            from weightlift.manifest import Manifest
+
+            if not isinstance(self.verify, Manifest):
+                raise OptionError(
+                    f"verify={self.verify!r} is not a manifest", hint="pass a weightlift.Manifest or the path of one"
+                )
         for option in ("readonly", "digest", "dequantize"):
             if not isinstance(getattr(self, option), bool):
                 raise OptionError(f"{option}={getattr(self, option)!r} is not True or False")
@@ -179,6 +203,16 @@ def _checked_workers(value: object) -> int | None:
     if not 1 <= workers <= WORKERS_MAX or isinstance(value, bool):
         raise OptionError(f"workers={value!r} is out of range", hint=f"from 1 to {WORKERS_MAX}")
     return int(workers)
+
+
+def _checked_watch(value: object) -> float:
+    try:
+        seconds = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as err:
+        raise OptionError(f"watch_seconds={value!r} is not a number of seconds") from err
+    if not 0 <= seconds <= WATCH_SECONDS_MAX:
+        raise OptionError(f"watch_seconds={value!r} is out of range", hint=f"from 0 (never) to {WATCH_SECONDS_MAX:.0f}")
+    return seconds
 
 
 def _checked_chunk(value: int | str | None) -> int | None:

@@ -10,53 +10,39 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from weightlift.buffers import SlotPool
-from weightlift.device_staging import StagingLoan, borrow_staging
+from weightlift.device_staging import StagingLoan
 from weightlift.engines.choice import make_engine
-from weightlift.engines.native import count_cached
-from weightlift.engines.tuner import Setting, Tuner
-from weightlift.failures import raise_failure
-from weightlift.host.memory import available_processors, headroom
-from weightlift.monitor import Monitor
-from weightlift.operations import ChunkReady, Engine, Event, Extent, ExtentDone, Failure, Stage
-from weightlift.plan import batches, decide_cache, plan_extents
+from weightlift.engines.probing import run_probes
+from weightlift.failures import abandon, raise_failure
+from weightlift.host.memory import headroom
+from weightlift.load_staging import size_staging, take_staging
+from weightlift.operations import ChunkReady, Engine, Event, Extent, ExtentDone, Failure
+from weightlift.plan import CacheDecision, batches, decide_cache, plan_extents
 from weightlift.shards import OpenShards
-from weightlift.staging import plan_device_pool, plan_pool
+from weightlift.supervision import Supervisor
 from weightlift.trial import find_trial, judge_trial
-from weightlift.types import Method, Staging
-from weightlift.units import MIB, format_bytes
+from weightlift.types import Method
+from weightlift.units import MIB
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from weightlift.buffers import SlotPool
     from weightlift.description import Description
     from weightlift.engines.reader import Reader
     from weightlift.monitor import MonitorResult
     from weightlift.operations import Counters
     from weightlift.options import LoadOptions
-    from weightlift.plan import CacheDecision, Wanted
+    from weightlift.plan import Wanted
     from weightlift.staging import Pool
     from weightlift.targets.base import Target
     from weightlift.targets.device import DeviceAccess
     from weightlift.trial import Trial
 
 _TICK_SECONDS: Final = 0.01
-_SAMPLE_SECONDS: Final = 0.05
-_PROGRESS_SECONDS: Final = 0.1
 _STUCK_SECONDS: Final = 2.0
-_WATCH_SECONDS: Final = 30.0
 _MAKING_SECONDS: Final = 0.002
 _FIRST_BATCH_BYTES: Final = 64 * MIB
-
-_STAGES: Final = {
-    Stage.READING: "reading",
-    Stage.REGISTERING: "pinning memory for",
-    Stage.DEVICE_COPY: "starting a copy to the device from",
-    Stage.DEVICE_WAIT: "waiting for the device with",
-}
-
-_abandoned: list[object] = []
-"""What reads that never returned may still write to; kept for the life of the process."""
 
 
 class Transfer:
@@ -97,16 +83,16 @@ class Transfer:
         self._made: list[tuple[str, Any]] = []
         self._making: Iterator[tuple[str, Any]] = iter(())
         self._extents: list[Extent] = []
-        self._total_bytes = self._outstanding = 0
-        self._samples_due = self._progress_due = 0.0
-        self.monitor = Monitor()
+        self._total_bytes = self._submitted_bytes = self._outstanding = 0
+        self.consumer_seconds = self.waiting_seconds = 0.0
+        self.supervisor = Supervisor(options, self.started, self._drop_cache, self._device_used if accesses else None)
         self.shards = OpenShards(
             description,
             shards_used,
             want_direct=options.method in {Method.AUTO, Method.DIRECT},
             want_mapping=options.method is Method.MMAP,
             look_at_cache=look_at_cache,
-            count_cached=count_cached,
+            ask=run_probes,
         )
         available = headroom()
         self.cache: CacheDecision = decide_cache(
@@ -123,6 +109,8 @@ class Transfer:
     def _lap(self, phase: str, since: float) -> float:
         now = time.monotonic()
         self.phases[phase] = self.phases.get(phase, 0.0) + now - since
+        if self._options.recording is not None:
+            self._options.recording.phases.append((phase, since - self.started, now - self.started))
         return now
 
     def run(self, target: Target) -> None:
@@ -160,7 +148,7 @@ class Transfer:
         trial = find_trial(wanted, self.shards.facts) if self.cache.on_trial else None
         extents = self._plan(wanted, target, keep=self.cache.keep and trial is None)
         self._total_bytes = sum(extent.length for extent in extents)
-        self.pool = self._plan_pool(extents, open_ended=False)
+        self.pool = self._size_staging(extents, open_ended=False)
         self._begin()
         if trial is not None:
             self._try(trial, target)
@@ -197,29 +185,15 @@ class Transfer:
         self._engine.submit(extents)
         self._extents.extend(extents)
         self._outstanding += len(extents)
+        self._submitted_bytes += sum(extent.length for extent in extents)
 
-    def _plan_pool(self, extents: Sequence[Extent], *, open_ended: bool) -> Pool:
-        options = self._options
-        if self._accesses:
-            stored = sum(extent.length for extent in extents if not extent.resident)
-            if open_ended:
-                stored = max(0, self._total_bytes - (self.shards.cached_before() or 0))
-            return plan_device_pool(
-                extents,
-                budget_bytes=options.staging_memory,
-                processors=available_processors(),
-                workers=options.workers,
-                chunk_bytes=options.chunk_bytes,
-                total_bytes=self._total_bytes,
-                stored_bytes=stored,
-                pinned=options.staging is not Staging.PAGEABLE,
-            )
-        return plan_pool(
+    def _size_staging(self, extents: Sequence[Extent], *, open_ended: bool) -> Pool:
+        return size_staging(
             extents,
-            budget_bytes=options.staging_memory,
-            processors=available_processors(),
-            workers=options.workers,
-            chunk_bytes=options.chunk_bytes,
+            self._options,
+            on_devices=bool(self._accesses),
+            total_bytes=self._total_bytes,
+            cached_bytes=self.shards.cached_before() or 0,
             open_ended=open_ended,
         )
 
@@ -228,7 +202,7 @@ class Transfer:
     def begin_stream(self, total_bytes: int) -> None:
         """Start an engine with nothing to do yet; targets follow by :meth:`submit`."""
         self._total_bytes = total_bytes
-        self.pool = self._plan_pool((), open_ended=True)
+        self.pool = self._size_staging((), open_ended=True)
         self._begin()
 
     def submit(self, target: Target) -> Sequence[Extent]:
@@ -270,7 +244,9 @@ class Transfer:
 
     def _begin(self) -> None:
         pool = self.pool
-        slots = self._slots = self._make_slots(pool)
+        runtime = self._accesses[0].runtime if self._accesses else None
+        slots = take_staging(pool, self._options, runtime, [access.ordinal for access in self._accesses])
+        self._slots = slots
         devices = slots.devices if isinstance(slots, StagingLoan) else None
         self._engine = make_engine(
             self._options.engine,
@@ -280,35 +256,21 @@ class Transfer:
             reader=self._reader,
             devices=devices,
         )
-        if devices is not None:
-            self._engine.watch(_WATCH_SECONDS, [str(shard.path) for shard in self._description.shards])
-        self._tuner = Tuner(
-            Setting(pool.workers, pool.chunk_bytes),
-            workers_max=pool.worker_room,
-            chunk_bytes_max=pool.chunk_bytes_max,
-            fixed_workers=self._options.workers is not None,
-            fixed_chunk=self._options.chunk_bytes is not None,
-            total_bytes=self._total_bytes,
-        )
-        self._engine.set_limits(pool.workers, pool.chunk_bytes)
-        self._engine_started = time.monotonic()
-
-    def _make_slots(self, pool: Pool) -> SlotPool | StagingLoan:
-        if not self._accesses:
-            return SlotPool(pool.slot_count, pool.slot_bytes)
-        return borrow_staging(
-            self._accesses[0].runtime,
-            [access.ordinal for access in self._accesses],
-            pool.slot_bytes,
-            pool.slot_count,
-            pinned=self._options.staging is not Staging.PAGEABLE,
-            most_bytes=self._options.staging_memory,
-        )
+        if isinstance(slots, StagingLoan):
+            loan = slots
+            self.supervisor.pinned = lambda: loan.pinned_bytes
+        if self._options.watch_seconds:
+            self._engine.watch(self._options.watch_seconds, [str(shard.path) for shard in self._description.shards])
+        recording = self._options.recording
+        if recording is not None and recording.steps_max:
+            recording.steps_begin = time.monotonic() - self.started
+            self._engine.trace(recording.steps_max)
+        self.supervisor.begin(self._engine, pool, self._total_bytes)
 
     def _pump(self, target: Target) -> None:
         """Have every extent land, and look at memory once more."""
         self._serve(target)
-        self._sample(in_host_memory=target.host_bytes > 0)
+        self.supervisor.sample(target.host_bytes)
 
     def _serve(self, target: Target) -> None:
         engine = self._engine
@@ -319,7 +281,7 @@ class Transfer:
                     self._outstanding -= 1
                 elif isinstance(event, ChunkReady):
                     target.receive(event, self.tag(event.extent), engine.return_slot)
-            self.tick(in_host_memory=target.host_bytes > 0)
+            self.tick(host_bytes=target.host_bytes)
 
     def _make_some(self) -> bool:
         """Make tensors for a moment while bytes move; false once there are no more to be made."""
@@ -334,25 +296,34 @@ class Transfer:
         extent = self._extents[failure.extent]
         raise_failure(failure, extent, self._description, self.shards, self._accesses)
 
-    def tick(self, *, in_host_memory: bool) -> None:
-        """What has to happen now and then while bytes move: tuning, sampling, progress."""
-        engine = self._engine
-        assert engine is not None
-        now = time.monotonic()
-        counters = engine.counters()
-        change = self._tuner.observe(now - self._engine_started, counters.landed_bytes)
-        if change is not None:
-            engine.set_limits(*change)
-        if now >= self._samples_due:
-            self._samples_due = now + _SAMPLE_SECONDS
-            self._sample(in_host_memory=in_host_memory)
-        if self._options.progress is not None and now >= self._progress_due:
-            self._progress_due = now + _PROGRESS_SECONDS
-            self._options.progress(counters.landed_bytes, self._total_bytes)
+    def tick(self, *, host_bytes: int | None) -> None:
+        """What has to happen now and then while bytes move.
 
-    def _sample(self, *, in_host_memory: bool) -> None:
-        assert self._engine is not None
-        self.monitor.sample(self._engine.counters().claimed_bytes if in_host_memory else 0)
+        Args:
+            host_bytes: how much of what was submitted ends in tensors in host memory; ``None`` for all.
+
+        Raises:
+            InsufficientMemoryError: memory is so short that the load has to end.
+        """
+        self.supervisor.tick(self._submitted_bytes, host_bytes)
+
+    def _drop_cache(self) -> None:
+        self.shards.drop_caused()
+        if self.cache.keep:
+            self.cache = CacheDecision(
+                keep=False, reason="memory got short on the way, so the page cache was emptied again"
+            )
+
+    def _device_used(self) -> int:
+        memories = (access.runtime.memory_info(access.ordinal) for access in self._accesses)
+        return sum(total - free for free, total in memories)
+
+    def _stop_recording(self, engine: Engine) -> None:
+        """Keep the steps of an engine whose workers have left."""
+        recording = self._options.recording
+        if recording is not None and recording.steps_max:
+            recording.steps = engine.steps()
+            recording.shards = [str(shard.path) for shard in self._description.shards]
 
     def finish(self) -> tuple[Counters, MonitorResult, int | None]:
         """Stop the engine, leave the page cache as decided, check the shards, close everything.
@@ -368,16 +339,16 @@ class Transfer:
         assert engine is not None
         with self.aborting():
             self.shards.check_unchanged()
-            if self._options.progress is not None:
-                self._options.progress(self._total_bytes, self._total_bytes)
+            observed = self.supervisor.finish()
         self.uses = {index: engine.shard_use(index) for index in self._used}
-        self.engine_name, self.chunk_bytes = engine.name, self._tuner.setting.chunk_bytes
+        self.engine_name, self.chunk_bytes = engine.name, self.supervisor.chunk_bytes
         counters = engine.counters()
         engine.cancel()
         engine.join(_STUCK_SECONDS)
+        self._stop_recording(engine)
         engine.close()
-        if not self.cache.keep and any(use.buffered_bytes or use.mapped_bytes for use in self.uses.values()):
-            self.shards.sweep()
+        if not self.cache.keep:
+            self.shards.sweep(self.uses)
         cached = self.shards.cached_now()
         assert self._slots is not None
         for target in self._targets:
@@ -386,7 +357,6 @@ class Transfer:
             self.pinned_bytes, self.refused_bytes = self._slots.pinned_bytes, self._slots.refused_bytes
         self._slots.close()
         self.shards.__exit__(None, None, None)
-        observed = self.monitor.finish()
         self._lap("finish", begin)
         return counters, observed, cached
 
@@ -404,8 +374,10 @@ class Transfer:
                 target.close()
         if engine is not None:
             if stuck:
-                self._abandon(engine, stuck, cause)
+                held = (engine, self._slots, self._targets, self.shards.detach())
+                abandon(engine, stuck, cause, self._description, held)
                 return
+            self._stop_recording(engine)
             engine.close()
         if self._slots is not None:
             self._slots.close()
@@ -413,12 +385,3 @@ class Transfer:
             self.shards.sweep()
         self.shards.__exit__(None, None, None)
         self._targets.clear()
-
-    def _abandon(self, engine: Engine, stuck: int, cause: BaseException) -> None:
-        named = "; ".join(
-            f"{_STAGES[doing.stage]} {self._description.shards[doing.shard].path} at byte {doing.offset:,} "
-            f"({format_bytes(doing.length)}, for {doing.seconds:.1f} s)"
-            for doing in engine.activity()
-        )
-        cause.add_note(f"{stuck} workers have not returned and keep their buffers: {named}")
-        _abandoned.append((engine, self._slots, self._targets, self.shards.detach()))

@@ -11,7 +11,6 @@ import ctypes
 import errno
 import mmap
 import os
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
@@ -19,21 +18,21 @@ from typing import TYPE_CHECKING, Final, Self
 from weightlift.description import FileIdentity
 from weightlift.errors import AccessError, CheckpointNotFoundError, FileChangedError, ReadError, TruncatedFileError
 from weightlift.host import kernel, residency, storage
+from weightlift.host.probes import run_probes
 from weightlift.operations import ShardSource
 from weightlift.plan import GRANULE_BYTES, ShardFacts
-from weightlift.units import KIB, PAGE_BYTES
+from weightlift.units import MIB, PAGE_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
 
     from weightlift.description import Description, Shard
-    from weightlift.host.residency import CountCached
+    from weightlift.host.probes import RunProbes
+    from weightlift.operations import ShardUse
 
 
-_SWEEPS_MAX: Final = 20
-_SWEEP_PAUSE_SECONDS: Final = 0.005
-_SWEPT_BYTES: Final = 64 * KIB
+_COUNTED_BYTES: Final = 64 * MIB
 
 
 class OpenShards:
@@ -45,7 +44,7 @@ class OpenShards:
         want_direct: open for direct reads where the file system takes them.
         want_mapping: map each shard, shared and read-only.
         look_at_cache: record what the page cache holds; otherwise it counts as unknown.
-        count_cached: a quicker way to look at the page cache than :func:`weightlift.host.residency.count_cached`.
+        ask: how to ask the files several things at once.
 
     Raises:
         CheckpointNotFoundError: a shard is gone.
@@ -61,10 +60,10 @@ class OpenShards:
         want_direct: bool,
         want_mapping: bool = False,
         look_at_cache: bool = True,
-        count_cached: CountCached | None = None,
+        ask: RunProbes = run_probes,
     ) -> None:
         self._look_at_cache = look_at_cache
-        self._count_cached = count_cached
+        self._ask = ask
         self._description = description
         self._used = tuple(used)
         self._stack = contextlib.ExitStack()
@@ -73,68 +72,69 @@ class OpenShards:
         self.facts: list[ShardFacts] = []
         self.mappings: dict[int, mmap.mmap] = {}
         try:
-            wanted = frozenset(self._used)
-            for index, shard in enumerate(description.shards):
-                if index in wanted:
-                    self._open(index, shard, want_direct=want_direct, want_mapping=want_mapping)
-                else:
-                    self.sources.append(ShardSource(-1, -1, shard.identity.size_bytes, PAGE_BYTES))
-                    self.facts.append(ShardFacts(shard.path.name, shard.identity.size_bytes, False, "", False, None))
+            self._open(want_direct=want_direct, want_mapping=want_mapping)
         except BaseException:
             self._stack.close()
             raise
 
-    def _open(self, index: int, shard: Shard, *, want_direct: bool, want_mapping: bool) -> None:
-        size = shard.identity.size_bytes
-        descriptor = _open_file(shard.path, os.O_RDONLY)
-        self._stack.callback(kernel.close_quickly, descriptor)
-        _check_identity(shard, descriptor, "since its header was read")
-        access, direct_descriptor = self._open_direct(shard.path) if want_direct else (None, -1)
-        if direct_descriptor >= 0:
-            self._stack.callback(kernel.close_quickly, direct_descriptor)
-        cached = None
-        if self._look_at_cache:
-            cached = residency.residency_map(descriptor, size, GRANULE_BYTES, self._count_cached)
-        if cached is not None:
-            # Recorded now, since read-ahead of the load itself would make neighbours look as if they had been cached.
-            self._absent[index] = residency.absent_ranges(descriptor, cached)
-        mapping_address = 0
-        if want_mapping and size:
-            mapping = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
-            self._stack.callback(mapping.close)
-            self.mappings[index] = mapping
-            mapping_address = _readonly_address(mapping)
-        self.sources.append(
-            ShardSource(
-                descriptor,
-                direct_descriptor,
-                size,
-                access.offset_alignment if access and access.supported else PAGE_BYTES,
-                mapping_address,
+    def _open(self, *, want_direct: bool, want_mapping: bool) -> None:
+        descriptors: dict[int, int] = {}
+        trials: dict[int, storage.DirectTrial] = {}
+        for index in sorted(self._used):
+            shard = self._description.shards[index]
+            descriptors[index] = descriptor = _open_file(shard.path)
+            self._stack.callback(kernel.close_quickly, descriptor)
+            _check_identity(shard, descriptor, "since its header was read")
+            if want_direct:
+                trials[index] = storage.DirectTrial(shard.path)
+                self._stack.callback(trials[index].close)
+        counts, answers = self._look(descriptors, trials)
+        for index, shard in enumerate(self._description.shards):
+            size = shard.identity.size_bytes
+            if index not in descriptors:
+                self.sources.append(ShardSource(-1, -1, size, PAGE_BYTES))
+                self.facts.append(ShardFacts(shard.path.name, size, False, "", False, None))
+                continue
+            access = _judge_direct(trials[index], answers.get(index)) if want_direct else None
+            cached = None
+            if self._look_at_cache:
+                cached = residency.residency_map(descriptors[index], size, GRANULE_BYTES, counts.get(index))
+            if cached is not None:
+                # Recorded now, since read-ahead of the load would make neighbours look as if they had been cached.
+                absent = residency.absent_ranges(descriptors[index], cached)
+                self._absent[index] = residency.united([*shard.brought_in, *absent])
+            self.sources.append(
+                ShardSource(
+                    descriptors[index],
+                    trials[index].fd if want_direct else -1,
+                    size,
+                    access.offset_alignment if access and access.supported else PAGE_BYTES,
+                    self._map(index, descriptors[index], size) if want_mapping and size else 0,
+                )
             )
-        )
-        self.facts.append(
-            ShardFacts(
-                shard.path.name,
-                size,
-                direct_descriptor >= 0,
-                access.reason if access else "direct reads were not asked for",
-                False,
-                cached,
+            reason = access.reason if access else "direct reads were not asked for"
+            self.facts.append(
+                ShardFacts(shard.path.name, size, bool(access and access.supported), reason, False, cached)
             )
-        )
 
-    @staticmethod
-    def _open_direct(path: Path) -> tuple[storage.DirectAccess, int]:
-        access, descriptor = storage.open_direct(path)
-        if descriptor >= 0 and access.offset_alignment > PAGE_BYTES:
-            # Slots and regions leave a page of room around what is read, no more.
-            kernel.close_quickly(descriptor)
-            reason = (
-                f"it wants direct reads aligned to {access.offset_alignment} bytes, more than the {PAGE_BYTES} used"
-            )
-            return replace(access, supported=False, reason=reason), -1
-        return access, descriptor
+    def _look(
+        self, descriptors: dict[int, int], trials: dict[int, storage.DirectTrial]
+    ) -> tuple[dict[int, list[int | None]], dict[int, int]]:
+        """Try direct reads and count cached blocks in one go; without a word about blocks that are quickly counted."""
+        files = [(fd, self._description.shards[index].identity.size_bytes) for index, fd in descriptors.items()]
+        if not self._look_at_cache or sum(size for _, size in files) <= kernel.QUICK_RANGE_BYTES:
+            files = []
+        probes = {index: trial.probe for index, trial in trials.items() if trial.probe is not None}
+        step = GRANULE_BYTES * residency.BLOCK_GRANULES
+        counts, answers = residency.count_together(files, step, self._ask, list(probes.values()))
+        by_shard = dict(zip(descriptors, counts, strict=True)) if files else {}
+        return by_shard, dict(zip(probes, answers, strict=True))
+
+    def _map(self, index: int, descriptor: int, size: int) -> int:
+        mapping = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
+        self._stack.callback(mapping.close)
+        self.mappings[index] = mapping
+        return readonly_address(mapping)
 
     def probe_uncached(self) -> None:
         """Find out which shards take uncached buffered reads; until asked, none is known to."""
@@ -169,26 +169,28 @@ class OpenShards:
         """Bytes of the shards that the page cache holds; ``None`` if unknown for one of them."""
         if not self._look_at_cache:
             return None
-        counts = [
-            residency.residency(self.sources[index].descriptor, self.facts[index].size_bytes, self._count_cached)
-            for index in self._used
-        ]
-        return None if None in counts else sum(count for count in counts if count is not None)
+        files = [(self.sources[index].descriptor, self.facts[index].size_bytes) for index in self._used]
+        quick = sum(size for _, size in files) <= kernel.QUICK_RANGE_BYTES
+        counts, _ = residency.count_together(files, _COUNTED_BYTES, run_probes if quick else self._ask)
+        flat = [count for shard in counts for count in shard]
+        return None if None in flat else sum(count for count in flat if count is not None)
 
-    def sweep(self) -> None:
-        """Drop from the page cache what was not in it when the shards were opened, and only that.
+    def sweep(self, uses: Mapping[int, ShardUse] | None = None) -> None:
+        """Drop from the page cache what was not in it before the shards' headers were read, and only that.
 
-        Read-ahead that is still under way is skipped by the kernel and arrives afterwards, so the sweep is repeated for
-        a moment until nothing to speak of is left.
+        Args:
+            uses: how the shards were read, if that is known: only the header of one never read through the page cache
+                can be in it.
         """
+        for index, absent in self._absent.items():
+            through_it = uses is None or uses[index].buffered_bytes or uses[index].mapped_bytes
+            ranges = absent if through_it else self._description.shards[index].brought_in
+            residency.sweep_until_settled(self.sources[index].descriptor, ranges)
+
+    def drop_caused(self) -> None:
+        """Drop what the load has brought into the page cache so far; :meth:`sweep` has to follow at the end."""
         for index, ranges in self._absent.items():
-            descriptor = self.sources[index].descriptor
-            for _ in range(_SWEEPS_MAX if ranges else 0):
-                residency.sweep(descriptor, ranges)
-                left = residency.cached_in(descriptor, ranges)
-                if left is None or left <= _SWEPT_BYTES:
-                    break
-                time.sleep(_SWEEP_PAUSE_SECONDS)
+            residency.sweep(self.sources[index].descriptor, ranges)
 
     def fetch(self, index: int, offset: int, length: int) -> None:
         """Have the system read a range into the page cache by itself; where it cannot, nothing happens."""
@@ -215,7 +217,8 @@ class OpenShards:
         )
 
 
-def _readonly_address(mapping: mmap.mmap) -> int:
+def readonly_address(mapping: mmap.mmap) -> int:
+    """The address of a mapping's first byte, read-only ones included."""
     # ctypes wants a writable buffer; the buffer protocol itself tells the address of a read-only one.
     view = memoryview(mapping)
     try:
@@ -242,9 +245,19 @@ def _address_of(view: memoryview) -> int:
         release(ctypes.byref(buffer))
 
 
-def _open_file(path: Path, flags: int) -> int:
+def _judge_direct(trial: storage.DirectTrial, answer: int | None) -> storage.DirectAccess:
+    access = trial.judge(answer)
+    if access.offset_alignment <= PAGE_BYTES:
+        return access
+    # Slots and regions leave a page of room around what is read, no more.
+    trial.close()
+    reason = f"it wants direct reads aligned to {access.offset_alignment} bytes, more than the {PAGE_BYTES} used"
+    return replace(access, supported=False, reason=reason)
+
+
+def _open_file(path: Path) -> int:
     try:
-        return os.open(path, flags | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
+        return kernel.open_quickly(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     except FileNotFoundError as err:
         raise CheckpointNotFoundError(
             f"{path}: the file is gone since its header was read", hint="open the checkpoint again", path=path

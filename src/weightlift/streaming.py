@@ -8,20 +8,26 @@ host memory holds what the consumer has, one finished unit, and the window.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from weightlift.destinations import Destinations
 from weightlift.errors import OptionError
+from weightlift.host.memory import available_processors
 from weightlift.layout import lay_out
-from weightlift.loading import shards_of
+from weightlift.loading import required_manifest, shards_of, verify_beforehand
+from weightlift.manifest import digest_differences, refuse
 from weightlift.operations import ChunkReady, ExtentDone
 from weightlift.pipeline import Transfer
 from weightlift.summary import summarise
+from weightlift.targets.digest import digest_tensors
+from weightlift.targets.host import HostTarget
 from weightlift.types import Method
 from weightlift.units import MIB
 from weightlift.views import carry
+from weightlift.weighing import weigh, within
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -54,6 +60,7 @@ class TensorStream:
     """
 
     def __init__(self, description: Description, rows: Sequence[int], options: LoadOptions) -> None:
+        asked, asked_rows = description, rows
         self._tensors = len(rows)
         self._carried = carry(description, rows)
         if self._carried is not None:
@@ -69,9 +76,18 @@ class TensorStream:
         self.report: LoadReport | None = None
         self._description = description
         self._rows = rows
-        self._options = options
+        total = description.bytes_of(rows)
+        self._fit = weigh(description, options, staged_bytes=total, accesses=where.accesses)
+        self._options = options = within(self._fit, options)
         self._where = where
         self._closed = True
+        self._manifest = required_manifest(asked, asked_rows, options)
+        changed = options.dtype is not None or where.dequantizer is not None or self._carried is not None
+        if changed or not where.in_host_memory:
+            # What is converted, a view or on a device cannot be hashed as it was stored.
+            verify_beforehand(asked, asked_rows, options, self._manifest)
+        if self._carried is not None:
+            self._manifest = None
         self._pending: deque[Sequence[int]] = deque(self._unit_rows())
         self._flying: deque[_Unit] = deque()
         self._by_extent: list[_Unit] = []
@@ -86,8 +102,9 @@ class TensorStream:
             accesses=where.accesses,
         )
         with self._transfer.aborting():
-            self._transfer.begin_stream(sum(map(description.lengths.__getitem__, rows)))
+            self._transfer.begin_stream(total)
         self._closed = False
+        self._delivered = time.monotonic()
 
     def _unit_rows(self) -> Iterator[Sequence[int]]:
         groups: Sequence[Group] = lay_out(self._description, self._rows).groups
@@ -107,8 +124,12 @@ class TensorStream:
             return item
         if self._closed:
             raise StopIteration
+        asked = time.monotonic()
+        self._transfer.consumer_seconds += asked - self._delivered
         with self._ending():
             unit = self._wait_for_unit()
+            self._transfer.waiting_seconds += time.monotonic() - asked
+            self._verify(unit)
         if unit is None:
             self._finish()
             raise StopIteration
@@ -120,6 +141,7 @@ class TensorStream:
             self._ready = iter(list(finished))
             self._transfer.drop(unit.target)
             self._submit()
+        self._delivered = time.monotonic()
         return next(self._ready)
 
     @contextlib.contextmanager
@@ -140,7 +162,14 @@ class TensorStream:
             if self._flying[0].left == 0:
                 return self._flying.popleft()
             self._take_events(wait=True)
-            self._transfer.tick(in_host_memory=not self._where.accesses)
+            self._transfer.tick(host_bytes=0 if self._where.accesses else None)
+
+    def _verify(self, unit: _Unit | None) -> None:
+        """Raise if a tensor about to be handed out has other bytes than the manifest says."""
+        if self._manifest is None or unit is None or not isinstance(unit.target, HostTarget):
+            return
+        digests = digest_tensors(dict(unit.target.stored()), available_processors())
+        refuse(self._description, digest_differences(digests, self._manifest))
 
     def _take_events(self, *, wait: bool) -> None:
         for event in self._transfer.events(wait=wait):
@@ -179,6 +208,7 @@ class TensorStream:
             staging_reason=self._where.staging_reason,
             finished=finished,
             digests={},
+            fit=self._fit,
         )
         self.report = replace(report, tensors=self._tensors)
 

@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from weightlift.ceilings import known_ceilings
 from weightlift.options import DEQUANTIZE_BYTES
 from weightlift.types import BudgetTerm, FileReport, HostMemoryReport, LoadReport, Method, Staging
 from weightlift.units import format_bytes
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from weightlift.description import Description
+    from weightlift.fitting import FitReport
     from weightlift.monitor import MonitorResult
     from weightlift.operations import Counters, ShardUse
     from weightlift.options import LoadOptions
@@ -67,12 +69,38 @@ def file_reason(method: Method, facts: ShardFacts, use: ShardUse, *, keep: bool)
     return f"read through the page cache without leaving it there, because {facts.direct_reason}"
 
 
-def bottleneck(counters: Counters) -> str:
-    """What the workers spent most of their time on.
+def worker_seconds(counters: Counters) -> dict[str, float]:
+    """What the workers' time went to, under the names the report uses."""
+    return {
+        "storage": counters.storage_seconds,
+        "page cache": counters.cache_seconds,
+        "preparing memory": counters.populate_seconds,
+        "copying": counters.copy_seconds,
+        "device": counters.device_seconds,
+        "pinning": counters.register_seconds,
+        "waiting for a slot": counters.slot_wait_seconds,
+    }
+
+
+def bottleneck(
+    counters: Counters,
+    *,
+    consumer_seconds: float = 0.0,
+    waiting_seconds: float = 0.0,
+    handed_over: str = "processor",
+) -> str:
+    """What the time went to: ``storage``, ``memory copy``, ``link``, ``processor`` or ``consumer``.
 
     Args:
         counters: the engine's counters at the end.
+        consumer_seconds: for streams, how long the program kept a tensor before it asked for the next.
+        waiting_seconds: for streams, how long it then had to wait for it. With reading ahead, a program slower than the
+            load hardly waits at all.
+        handed_over: what holds slots up that are handed over: weightlift's own conversion and hashing, or the
+            framework's own copies to a device.
     """
+    if consumer_seconds > waiting_seconds:
+        return "consumer"
     reading = counters.storage_seconds + counters.cache_seconds + counters.copy_seconds + counters.register_seconds
     if counters.device_seconds > _LINK_SHARE * (reading + counters.device_seconds):
         # A worker waits for the device only once both of its slots are on their way.
@@ -80,9 +108,18 @@ def bottleneck(counters: Counters) -> str:
     spent = {
         "storage": counters.storage_seconds,
         "memory copy": counters.cache_seconds + counters.copy_seconds + counters.populate_seconds,
-        "consumer": counters.slot_wait_seconds,
     }
+    spent[handed_over] = spent.get(handed_over, 0.0) + counters.slot_wait_seconds
     return max(spent, key=lambda key: spent[key]) if any(spent.values()) else "none"
+
+
+def _bottleneck(transfer: Transfer, counters: Counters, staging: str) -> str:
+    return bottleneck(
+        counters,
+        consumer_seconds=transfer.consumer_seconds,
+        waiting_seconds=transfer.waiting_seconds,
+        handed_over="link" if staging == "framework" else "processor",
+    )
 
 
 def _staging(transfer: Transfer, options: LoadOptions, device: str, reason: str) -> tuple[str, str]:
@@ -121,6 +158,7 @@ def summarise(
     finished: tuple[Counters, MonitorResult, int | None],
     digests: Mapping[str, str],
     staging_reason: str = "",
+    fit: FitReport | None = None,
 ) -> LoadReport:
     """The report of a finished transfer.
 
@@ -133,23 +171,15 @@ def summarise(
         finished: what :meth:`~weightlift.pipeline.Transfer.finish` returned.
         digests: digests by tensor name.
         staging_reason: why a device was not reached through its runtime.
+        fit: what was found out about memory beforehand.
     """
     staging, staging_reason = _staging(transfer, options, device, staging_reason)
     counters, observed, cached = finished
-    facts, keep = transfer.shards.facts, transfer.cache.keep
-    files = tuple(
-        FileReport(
-            path=str(description.shards[index].path),
-            used=used_by_method(use),
-            reason=file_reason(options.method, facts[index], use, keep=keep),
-        )
-        for index, use in transfer.uses.items()
-    )
+    files = _files(transfer, description, options)
     used: dict[str, int] = {key: sum(file.used[key] for file in files) for key in ("direct", "buffered", "mmap")}
-    pool = transfer.pool
     return LoadReport(
         tensors=len(rows),
-        nbytes=sum(map(description.lengths.__getitem__, rows)),
+        nbytes=description.bytes_of(rows),
         seconds=time.monotonic() - transfer.started,
         phases=transfer.phases,
         device=device,
@@ -158,29 +188,57 @@ def summarise(
         method_used=used,
         reason="; ".join((_overall(files, transfer.cache.reason), *description.notes)),
         cache_requested=options.cache.value,
-        cache_decided="keep" if keep else "drop",
+        cache_decided="keep" if transfer.cache.keep else "drop",
         files=files,
         staging=staging,
         staging_reason=staging_reason,
         workers=counters.workers,
         chunk_bytes=transfer.chunk_bytes,
-        host_memory=HostMemoryReport(
-            budget_bytes=options.host_memory,
-            staging_bytes=pool.slot_count * pool.slot_bytes,
-            description_bytes=description.nbytes,
-            peak_anonymous_bytes=observed.peak_anonymous_bytes,
-            peak_file_bytes=observed.peak_file_bytes,
-            peak_pinned_bytes=transfer.pinned_bytes,
-            terms=(*pool.terms, *_dequantizing(options)),
-        ),
+        host_memory=_host_memory(transfer, description, options, observed),
         page_cache_before_bytes=transfer.shards.cached_before(),
         page_cache_after_bytes=cached,
         swap_in_bytes=observed.swap_in_bytes,
         swap_out_bytes=observed.swap_out_bytes,
         pressure_stall_seconds=observed.pressure_stall_seconds,
-        ceilings={"storage": None, "memory_copy": None, "link": None},
-        bottleneck=bottleneck(counters),
+        ceilings=known_ceilings((description.shards[index].identity.device for index in transfer.uses), device),
+        bottleneck=_bottleneck(transfer, counters, staging),
+        group_stall_seconds=observed.group_stall_seconds,
+        worker_seconds=worker_seconds(counters),
+        consumer_seconds=transfer.consumer_seconds if transfer.waiting_seconds else None,
+        floor_bytes=transfer.supervisor.floor_bytes,
+        interventions=tuple(transfer.supervisor.interventions),
+        samples=observed.samples,
         digests=digests,
+        fit=fit.sentence if fit is not None else "",
+    )
+
+
+def _files(transfer: Transfer, description: Description, options: LoadOptions) -> tuple[FileReport, ...]:
+    """How every shard was read, and why."""
+    facts, keep = transfer.shards.facts, transfer.cache.keep
+    return tuple(
+        FileReport(
+            path=str(description.shards[index].path),
+            used=used_by_method(use),
+            reason=file_reason(options.method, facts[index], use, keep=keep),
+        )
+        for index, use in transfer.uses.items()
+    )
+
+
+def _host_memory(
+    transfer: Transfer, description: Description, options: LoadOptions, observed: MonitorResult
+) -> HostMemoryReport:
+    pool = transfer.pool
+    return HostMemoryReport(
+        budget_bytes=options.host_memory,
+        staging_bytes=pool.slot_count * pool.slot_bytes,
+        description_bytes=description.nbytes,
+        peak_anonymous_bytes=observed.peak_anonymous_bytes,
+        peak_file_bytes=observed.peak_file_bytes,
+        peak_shared_bytes=observed.peak_shared_bytes,
+        peak_pinned_bytes=transfer.pinned_bytes,
+        terms=(*pool.terms, *_dequantizing(options)),
     )
 
 
@@ -193,14 +251,15 @@ def summarise_mapped(
     owned: Sequence[int],
     finished: tuple[Counters, MonitorResult, int | None],
     digests: Mapping[str, str],
+    fit: FitReport | None = None,
 ) -> LoadReport:
     """The report of a load that handed out mapped tensors, of which ``owned`` rows had to be read instead."""
-    base = summarise(transfer, description, rows, options, device="cpu", finished=finished, digests=digests)
+    base = summarise(transfer, description, rows, options, device="cpu", finished=finished, digests=digests, fit=fit)
     kind = "shared read-only" if options.readonly else "private copy-on-write"
     reason = f"method=mmap was asked for: the tensors are {kind} views of the files and are read when first touched"
     if owned:
         reason += f"; {len(owned)} lie at addresses wrong for their data type and were read into memory of their own"
-    handed_out = base.nbytes - sum(map(description.lengths.__getitem__, owned))
+    handed_out = base.nbytes - description.bytes_of(owned)
     return replace(
         base,
         engine=base.engine if owned else "none",

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from weightlift.samples import Intervention, Sample
+
 
 class Method(enum.StrEnum):
     """How bytes leave storage."""
@@ -100,6 +102,7 @@ class HostMemoryReport:
         peak_anonymous_bytes: sampled growth of private anonymous memory over the start of the load, without the
             destination tensors; ``None`` where the system does not tell.
         peak_file_bytes: sampled growth of file-backed resident memory; ``None`` where unknown.
+        peak_shared_bytes: sampled growth of shared memory; ``None`` where unknown.
         peak_pinned_bytes: most memory pinned for a device at one time.
         terms: the budget, term by term.
     """
@@ -110,6 +113,7 @@ class HostMemoryReport:
     peak_anonymous_bytes: int | None
     peak_file_bytes: int | None
     peak_pinned_bytes: int
+    peak_shared_bytes: int | None = None
     terms: tuple[BudgetTerm, ...] = ()
 
 
@@ -141,10 +145,17 @@ class LoadReport:
         swap_in_bytes: machine-wide swap-in during the load; ``None`` where unknown.
         swap_out_bytes: machine-wide swap-out during the load; ``None`` where unknown.
         pressure_stall_seconds: time in which some task waited for memory, machine-wide; ``None`` where unknown.
+        group_stall_seconds: the same in this process's control group.
         ceilings: known limits in GB/s by name (``storage``, ``memory_copy``, ``link``), ``None`` where unknown.
         bottleneck: what the workers spent their time on: ``storage``, ``memory copy``, ``link``,
             ``processor``, ``consumer``.
+        worker_seconds: what the workers' time went to, summed over all of them, by what they did.
+        consumer_seconds: for streams, time in which the program had a tensor and did not ask for the next one.
+        floor_bytes: memory that the load was to leave to others; ``None`` where the system does not tell what is left.
+        interventions: what was done on the way because memory got short.
+        samples: the load from start to end, in a bounded number of points; not part of the JSON object.
         digests: xxh3-128 per tensor in hexadecimal, where asked for.
+        fit: what was known beforehand of the memory needed and there, in one sentence; empty where nothing was asked.
     """
 
     tensors: int
@@ -171,7 +182,14 @@ class LoadReport:
     pressure_stall_seconds: float | None
     ceilings: Mapping[str, float | None]
     bottleneck: str
+    group_stall_seconds: float | None = None
+    worker_seconds: Mapping[str, float] = field(default_factory=dict)
+    consumer_seconds: float | None = None
+    floor_bytes: int | None = None
+    interventions: tuple[Intervention, ...] = ()
+    samples: tuple[Sample, ...] = ()
     digests: Mapping[str, str] = field(default_factory=dict)
+    fit: str = ""
 
     @property
     def gigabytes_per_second(self) -> float:
@@ -206,7 +224,9 @@ class LoadReport:
                 "description_bytes": memory.description_bytes,
                 "peak_anonymous_bytes": memory.peak_anonymous_bytes,
                 "peak_file_bytes": memory.peak_file_bytes,
+                "peak_shared_bytes": memory.peak_shared_bytes,
                 "peak_pinned_bytes": memory.peak_pinned_bytes,
+                "floor_bytes": self.floor_bytes,
                 "terms": [{"name": term.name, "bytes": term.nbytes, "reason": term.reason} for term in memory.terms],
             },
             "page_cache": {
@@ -215,7 +235,12 @@ class LoadReport:
             },
             "swap": {"in_bytes": self.swap_in_bytes, "out_bytes": self.swap_out_bytes},
             "pressure_stall_seconds": self.pressure_stall_seconds,
+            "group_stall_seconds": self.group_stall_seconds,
+            "interventions": [entry._asdict() for entry in self.interventions],
+            "worker_seconds": dict(self.worker_seconds),
+            "consumer_seconds": self.consumer_seconds,
             "ceilings": dict(self.ceilings),
             "bottleneck": self.bottleneck,
+            "fit": self.fit or None,
             "digest": dict(self.digests),
         }

@@ -202,6 +202,38 @@ def test_an_interrupt_ends_a_load_at_once(tmp_path: Path, engine: str) -> None:
     assert json.loads(out)["error"]["message"] == "interrupted"
 
 
+@pytest.mark.parametrize("words", [[], ["--json"]])
+def test_an_interrupt_while_modules_are_imported_ends_in_a_line(tmp_path: Path, path: str, words: list[str]) -> None:
+    (tmp_path / "msgspec.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
+    with command("load", path, *words, PYTHONPATH=str(tmp_path)) as process:
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "interrupted\n")
+    assert (json.loads(out)["error"]["message"] if words else out) == ("interrupted" if words else "")
+
+
+@pytest.mark.parametrize(
+    ("hint", "shown"),
+    [
+        ('use method="auto", "direct" or "buffered"', "use --method auto, direct or buffered"),
+        ("set host_memory=8388608 or more; any tensor", "set --host-memory 8388608 or more; any tensor"),
+        ('load part (names=…), use method="mmap", or', "load part (--names …), use --method mmap, or"),
+        ('pass {"*": "cpu"} as device=…, x.method="a"', 'pass {"*": "cpu"} as --device …, x.method="a"'),
+        ("with chunk_bytes=4096, digest=True, unheard_of=1", "with --chunk 4096, --digest, unheard_of=1"),
+    ],
+)
+def test_hints_are_spelt_as_options(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], hint: str, shown: str
+) -> None:
+    _, answer, err = ended(monkeypatch, capsys, InsufficientMemoryError('cache="keep"', hint=hint))
+    assert err == f'error: cache="keep"\nhint: {shown}\n'
+    assert answer["error"]["hint"] == shown
+
+
+def test_a_wrong_value_is_named_by_its_option(path: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["load", path, "--workers", "1000"]) == 2
+    assert capsys.readouterr().err.startswith("error: --workers 1000 is out of range")
+
+
 def test_a_closed_pipe_ends_quietly(tmp_path: Path) -> None:
     specs = [TensorSpec(f"tensor.{number}", "U8", (1,)) for number in range(20_000)]
     many = write_checkpoint(tmp_path / "many.safetensors", specs)

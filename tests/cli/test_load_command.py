@@ -168,6 +168,41 @@ def test_hostile_names_stay_text(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert list(json.loads(out)["digest"]) == [name]
 
 
+def test_trace_and_page_are_written_beside_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_checkpoint(tmp_path / "model.safetensors", [TensorSpec("x", "F32", (1000, 300))])
+    trace, page = tmp_path / "trace.json", tmp_path / "page.html"
+    words = ["load", str(path), "--device", "null", "--trace", str(trace), "--report", str(page), "--json"]
+    assert main(words) == 0
+    report = json.loads(capsys.readouterr().out)
+    events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
+    reads = [event for event in events if event["ph"] == "X" and event["name"] == "read" and event["pid"] == 2]
+    assert sum(event["args"]["bytes"] for event in reads) == report["bytes"]
+    assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert "model.safetensors" in page.read_text(encoding="utf-8")
+
+
+def test_a_load_that_fails_leaves_a_trace_and_no_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trace, page, old = tmp_path / "trace.json", tmp_path / "page.html", tmp_path / "old.html"
+    old.write_text("of another load")
+    for target in (page, old):
+        words = ["load", str(tmp_path / "nothing"), "--trace", str(trace), "--report", str(target)]
+        assert main(words) == 1
+    assert "traceEvents" in json.loads(trace.read_text(encoding="utf-8"))
+    assert not page.exists()
+    assert old.read_text() == "of another load"
+    capsys.readouterr()
+
+
+def test_a_place_that_cannot_be_written_ends_the_command_before_the_load(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_checkpoint(tmp_path / "model.safetensors", [TensorSpec("x", "F32", (1000, 300))])
+    assert main(["load", str(path), "--device", "null", "--report", str(tmp_path / "no" / "page.html")]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "page.html" in captured.err
+
+
 def test_quantised_tensors_as_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_gguf(tmp_path / "m.gguf", [GGUFSpec("t", "Q4_K", (16, 512))])
     assert main(["load", str(path), "--dequantize", "--dtype", "float16", "--verbose"]) == 0

@@ -11,7 +11,7 @@ import weightlift as wl
 from weightlift.host import kernel, residency
 from weightlift.testing import TensorSpec, tensor_digest, write_checkpoint
 from weightlift.testing.fast_disk import FastDiskUnavailable, fast_disk
-from weightlift.units import MIB, PAGE_BYTES
+from weightlift.units import MIB, PAGE_BYTES, align_up
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -103,6 +103,28 @@ def test_drop_leaves_the_cache_as_it_was_found(cold: Cold, method: str, workers:
         resident = sum(before) * PAGE_BYTES
         through_cache = report.method_used["buffered"]
         assert resident - 8 * MIB <= through_cache <= resident or not report.method_used["direct"]
+
+
+@pytest.mark.parametrize("method", ["auto", "direct", "buffered"])
+def test_drop_leaves_no_page_of_the_header(cold: Cold, method: str) -> None:
+    cold.evict()
+    residency.sweep(cold.descriptor, [(0, cold.size)])
+    report = wl.load(cold.path, device="null", method=method, cache="drop", names=["layer.3"]).report
+    if method == "direct" and not report.method_used["direct"]:
+        pytest.skip(report.reason)
+    assert not any(cold.pages())
+
+
+def test_opening_reads_no_further_than_the_header_and_keeps_what_was_there(cold: Cold) -> None:
+    residency.sweep(cold.descriptor, [(0, cold.size)])
+    shard = wl.open(cold.path).description.shards[0]
+    whole_pages = align_up(shard.data_offset, PAGE_BYTES)
+    assert residency.united(shard.brought_in) == [(0, whole_pages)]
+    assert cold.cached() == whole_pages
+    checkpoint = wl.open(cold.path)
+    assert checkpoint.description.shards[0].brought_in == ()
+    wl.load(checkpoint, device="null", method="buffered", cache="drop")
+    assert cold.pages()[0]
 
 
 @pytest.mark.parametrize("method", ["auto", "buffered"])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from weightlift.api import load
 from weightlift.formats import describe
 from weightlift.host import kernel
 from weightlift.host.memory import process_memory
@@ -117,6 +118,19 @@ def test_only_files_that_may_stay_cached_are_read_in_large_units(checkpoint: Pat
             pytest.skip(f"this kernel has no transparent huge pages: {err}")
     with map_it(readonly=readonly, keep=True):
         assert "hg" in mapping_flags(checkpoint)
+
+
+@linux_only
+@pytest.mark.parametrize(("cache", "large_units"), [("keep", True), ("drop", False)])
+def test_the_cache_policy_of_a_load_decides_about_large_units(
+    checkpoint: Path, map_it: Map, cache: str, *, large_units: bool
+) -> None:
+    with map_it(keep=True):
+        if "hg" not in mapping_flags(checkpoint):
+            pytest.skip("this kernel has no transparent huge pages")
+    state = load(checkpoint, method="mmap", cache=cache, framework="numpy")
+    assert state["large"].size
+    assert ("hg" in mapping_flags(checkpoint)) == large_units
 
 
 @linux_only

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from weightlift.errors import BudgetError
 from weightlift.host.residency import Residency, ResidencyMap, ResidencyRun
 from weightlift.layout import Layout, copy_table, lay_out
-from weightlift.operations import COPY_FIELDS, CopyTable, Extent, ReadPath, Sink
+from weightlift.operations import Extent, ReadPath, Sink
 from weightlift.options import CHUNK_BYTES_MIN, SMALLEST_HOST_MEMORY_BYTES, WORKERS_MAX
 from weightlift.plan import GRANULE_BYTES, ShardFacts, Wanted, decide_cache, pieces, plan_extents
 from weightlift.staging import ALIGNMENT_SLACK_BYTES, plan_pool
@@ -36,8 +36,7 @@ def wanted_by(description: Description, layout: Layout, sinks: list[Sink]) -> li
     for number, span in enumerate(layout.spans):
         sink = sinks[number % len(sinks)]
         if sink in {Sink.PLACE, Sink.COPY}:
-            table = copy_table(description, layout, span, REGION)
-            copies = CopyTable(table, 0, len(table) // COPY_FIELDS)
+            copies = copy_table(description, layout, span, REGION)
             place = Sink.COPY if span.packed else Sink.PLACE
             address = 0 if span.packed else REGION + span.place
             wanted.append(

@@ -11,12 +11,14 @@ import pytest
 
 from weightlift.errors import FileChangedError, ReadError, TruncatedFileError
 from weightlift.formats import describe
+from weightlift.host.probes import Probe, run_probes
 from weightlift.shards import OpenShards
 from weightlift.testing import TensorSpec, write_checkpoint
 from weightlift.testing.leaks import nothing_left_behind
 from weightlift.units import PAGE_BYTES
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from weightlift.description import Description
@@ -91,3 +93,27 @@ def test_too_many_open_files_is_a_read_error_with_a_hint(description: Descriptio
 def test_alignment_is_at_most_a_page(description: Description) -> None:
     with OpenShards(description, [0], want_direct=True) as shards:
         assert PAGE_BYTES % shards.sources[0].offset_alignment == 0
+
+
+@pytest.mark.parametrize("want_direct", [True, False])
+def test_all_shards_are_asked_in_one_go(tmp_path: Path, *, want_direct: bool) -> None:
+    specs = [TensorSpec(f"t{n}", "U8", (40 << 20,)) for n in range(3)]
+    description = describe(write_checkpoint(tmp_path / "model", specs, shards=3, sparse=True))
+    asked: list[int] = []
+
+    def ask(probes: Sequence[Probe]) -> list[int]:
+        asked.append(len(probes))
+        return run_probes(probes)
+
+    with OpenShards(description, [0, 1, 2], want_direct=want_direct, ask=ask) as shards:
+        trials = sum(want_direct and shards.facts[index].direct for index in range(3))
+        # Three blocks of 16 MiB in each shard.
+        assert asked == [9 + trials]
+        assert shards.cached_now() == shards.cached_before()
+        assert asked == [9 + trials, 3]
+    asked.clear()
+    # Little is counted as it is needed; only reads that wait are worth asking for together.
+    with OpenShards(description, [1], want_direct=want_direct, ask=ask) as shards:
+        assert asked == [1] * (want_direct and shards.facts[1].direct)
+        shards.cached_now()
+        assert len(asked) <= 1

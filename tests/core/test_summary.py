@@ -69,9 +69,22 @@ def test_bytes_by_method() -> None:
             {"storage_seconds": 2.0, "cache_seconds": 1.0, "populate_seconds": 1.0, "copy_seconds": 0.5},
             "memory copy",
         ),
-        ({"slot_wait_seconds": 3.0, "storage_seconds": 2.0}, "consumer"),
+        ({"slot_wait_seconds": 3.0, "storage_seconds": 2.0}, "processor"),
+        ({"device_seconds": 1.0, "storage_seconds": 4.0}, "link"),
+        ({"device_seconds": 1.0, "storage_seconds": 9.0}, "storage"),
     ],
 )
 def test_the_bottleneck_is_where_the_time_went(times: dict[str, Any], name: str) -> None:
     counters = Counters(**dict.fromkeys(Counters._fields, 0))._replace(**times)
     assert bottleneck(counters) == name
+
+
+def test_slots_that_a_framework_copies_from_wait_for_the_link() -> None:
+    counters = Counters(**dict.fromkeys(Counters._fields, 0))._replace(storage_seconds=1.0, slot_wait_seconds=2.0)
+    assert bottleneck(counters, handed_over="link") == "link"
+
+
+@pytest.mark.parametrize(("consumer", "waiting", "name"), [(5.0, 1.0, "consumer"), (1.0, 5.0, "storage")])
+def test_a_stream_is_held_up_by_whoever_takes_longer(consumer: float, waiting: float, name: str) -> None:
+    counters = Counters(**dict.fromkeys(Counters._fields, 0))._replace(storage_seconds=1.0)
+    assert bottleneck(counters, consumer_seconds=consumer, waiting_seconds=waiting) == name

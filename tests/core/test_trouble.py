@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import weightlift as wl
-from weightlift import pipeline
+from weightlift import pipeline, supervision
+from weightlift.engines.choice import make_engine
+from weightlift.engines.native import NativeEngine
+from weightlift.engines.python import PythonEngine
 from weightlift.testing import TensorSpec, tensor_bytes, write_checkpoint
 from weightlift.testing.leaks import nothing_left_behind
 from weightlift.units import KIB
@@ -19,6 +22,8 @@ from weightlift.units import KIB
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from weightlift.operations import Engine
 
 SPECS = [TensorSpec(f"layer.{n}", "F32", (256, 1024)) for n in range(12)]
 METHODS = ["auto", "direct", "buffered"]
@@ -49,6 +54,46 @@ def replace(path: Path) -> None:
 
 def remove(path: Path) -> None:
     path.unlink()
+
+
+@pytest.fixture
+def engines(monkeypatch: pytest.MonkeyPatch) -> list[Engine]:
+    """Every engine that a load has started."""
+    made: list[Engine] = []
+
+    def make(*arguments: Any, **keywords: Any) -> Engine:
+        made.append(make_engine(*arguments, **keywords))
+        return made[-1]
+
+    monkeypatch.setattr(pipeline, "make_engine", make)
+    return made
+
+
+def is_closed(engine: Engine) -> bool:
+    """Whether an engine has given up its tables, and with them its hold of extents and slots."""
+    if isinstance(engine, NativeEngine):
+        return engine._engine is None
+    assert isinstance(engine, PythonEngine)
+    return not engine._ledger._extents
+
+
+@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, wl.errors.ReadError])
+def test_an_abort_closes_the_engine(
+    checkpoint: Path, engines: list[Engine], error: type[BaseException], name: str
+) -> None:
+    def fail(done: int, total: int) -> None:
+        assert not is_closed(engines[-1])
+        raise error("stop")
+
+    with pytest.raises(error, match="stop"):
+        wl.load(checkpoint, framework="numpy", engine=name, progress=fail)
+    assert [is_closed(engine) for engine in engines] == [True]
+    stream = wl.stream(checkpoint, framework="numpy", engine=name)
+    next(stream)
+    assert not is_closed(engines[-1])
+    stream.close()
+    assert [is_closed(engine) for engine in engines] == [True, True]
 
 
 @pytest.mark.parametrize("method", [*METHODS, "mmap"])
@@ -121,7 +166,7 @@ def test_what_a_progress_callback_raises_ends_the_load(
     engine: str,
     after: float,
 ) -> None:
-    monkeypatch.setattr(pipeline, "_PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr(supervision, "_PROGRESS_SECONDS", 0.0)
     calls: list[int] = []
 
     def progress(done: int, total: int) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from weightlift import pipeline
+from weightlift import failures, pipeline, supervision
 from weightlift.errors import ReadError, TruncatedFileError, WeightliftError
 from weightlift.formats import describe
 from weightlift.loading import shards_of
@@ -170,7 +170,7 @@ def test_a_read_that_never_returns_is_named_and_keeps_its_buffers(
     path = write_checkpoint(tmp_path / "model.safetensors", SPECS)
     monkeypatch.setattr(pipeline, "_STUCK_SECONDS", 0.05)
     abandoned: list[Any] = []
-    monkeypatch.setattr(pipeline, "_abandoned", abandoned)
+    monkeypatch.setattr(failures, "_abandoned", abandoned)
     server_is_back = threading.Event()
     begin = describe(path).offsets[0]
 
@@ -182,7 +182,7 @@ def test_a_read_that_never_returns_is_named_and_keeps_its_buffers(
         if done:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "_PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr(supervision, "_PROGRESS_SECONDS", 0.0)
     with nothing_left_behind(tmp_path):
         try:
             with pytest.raises(KeyboardInterrupt) as caught:

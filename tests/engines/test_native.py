@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import select
 from typing import TYPE_CHECKING
@@ -12,12 +13,15 @@ import pytest
 from weightlift.device_operations import SlotMemory
 from weightlift.engines import native
 from weightlift.engines.native import NativeEngine, native_library
+from weightlift.engines.probing import run_probes as ask_together
 from weightlift.errors import UnsupportedError
+from weightlift.host.probes import Probe, run_probes
 from weightlift.operations import FailureKind, ReadPath, Sink
 from weightlift.testing.bench import FILE_BYTES
 from weightlift.testing.conformance import PATIENCE_SECONDS, EngineConformance, stop
 from weightlift.testing.device_conformance import DeviceConformance
 from weightlift.testing.device_faults import Listener
+from weightlift.testing.trace_conformance import TraceConformance
 from weightlift.units import KIB
 
 if TYPE_CHECKING:
@@ -31,7 +35,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.native
-class TestNativeEngine(EngineConformance):
+class TestNativeEngine(TraceConformance, EngineConformance):
     def make_engine(self, shards: Sequence[ShardSource], slots: SlotMemory, worker_room: int) -> NativeEngine:
         library = native_library()
         if isinstance(library, str):
@@ -80,6 +84,25 @@ class TestNativeEngineOnDevices(DeviceConformance):
             assert "starting a copy to the device from weights at byte 0" in listener.line()
             bench.gpu.unhang("MemcpyAsync")
             stop(engine)
+
+
+@pytest.mark.native
+def test_many_probes_have_the_answers_of_one_by_one(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(range(256)) * 1024)
+    block = ctypes.create_string_buffer(FILE_BYTES)
+    with path.open("rb") as file:
+        fd = file.fileno()
+        probes = [Probe(fd, KIB * n, KIB, ctypes.addressof(block) + KIB * n) for n in range(300)]
+        probes += [Probe(fd, 4 * KIB * n, 4 * KIB) for n in range(64)]
+        probes += [Probe(-1, 0, KIB), Probe(-1, 0, KIB, ctypes.addressof(block))]
+        answers = ask_together(probes)
+        assert answers == run_probes(probes)
+        assert answers[:256] == [KIB] * 256
+        assert answers[256:300] == [0] * 44
+        assert answers[-1] == -errno.EBADF
+        assert block.raw[: 256 * KIB] == path.read_bytes()
+    assert ask_together([]) == []
 
 
 class _PollDescriptor(ctypes.Structure):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from weightlift.engines.python import PythonEngine
 from weightlift.testing.conformance import EngineConformance
 from weightlift.testing.device_conformance import DeviceConformance
+from weightlift.testing.trace_conformance import TraceConformance
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from weightlift.operations import ShardSource
 
 
-class TestPythonEngine(EngineConformance):
+class TestPythonEngine(TraceConformance, EngineConformance):
     def make_engine(self, shards: Sequence[ShardSource], slots: SlotMemory, worker_room: int) -> PythonEngine:
         return PythonEngine(shards, slots, worker_room)
 

@@ -8,6 +8,7 @@ import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from weightlift.dtypes import SAFETENSORS
 from weightlift.errors import FormatError
-from weightlift.formats import describe, header_decoder
+from weightlift.formats import compiled, describe, header_decoder
 from weightlift.formats.header_scanner import scan
 from weightlift.formats.number_range import exceeds_double
 from weightlift.types import HeaderRules
@@ -46,6 +47,14 @@ def reference_verdict(path: Path) -> Verdict:
 
 
 def our_verdict(path: Path) -> Verdict:
+    """What we read, with the compiled library and without."""
+    verdict = verdict_of_one_way(path)
+    with mock.patch.object(compiled, "library", return_value=None):
+        assert verdict_of_one_way(path) == verdict
+    return verdict
+
+
+def verdict_of_one_way(path: Path) -> Verdict:
     try:
         description = describe(path)
     except FormatError:
@@ -75,14 +84,7 @@ def check(file: Path, header: bytes, data_bytes: int, length: int | None = None)
 
 NAMES = ["a", "b", "c", "a.weight", "", "é", "\U0001f600", "dtype", "},", "x-0", "__metadata__"]
 ODD_STRINGS = [
-    r'"\ud800"',
-    r'"\ud83d\ude00"',
-    r'"\ude00\ud83d"',
-    r'"\ud83dx"',
-    r'"\u0000"',
-    r'"\x41"',
-    r'"\u00e"',
-    r'"\/"',
+    *(r'"\ud800"', r'"\ud83d\ude00"', r'"\ude00\ud83d"', r'"\ud83dx"', r'"\u0000"', r'"\x41"', r'"\u00e"', r'"\/"'),
     '"\t"',
     '"\x7f"',
     '"',
@@ -203,25 +205,8 @@ VALID = (
     b'"b":{"dtype":"U8","shape":[3,1],"data_offsets":[8,11]},"c":{"dtype":"I16","shape":[],"data_offsets":[11,13]}}'
 )
 FRAGMENTS = [
-    *(
-        b"{",
-        b"}",
-        b"[",
-        b"]",
-        b",",
-        b":",
-        b'"',
-        b"\\",
-        b"-",
-        b".0",
-        b"e0",
-        b"0",
-        b" ",
-        b"\n",
-        b"null",
-        b"\x00",
-        b"\x1f",
-    ),
+    *(b"{", b"}", b"[", b"]", b",", b":", b'"', b"\\", b"-"),
+    *(b".0", b"e0", b"0", b" ", b"\n", b"null", b"\x00", b"\x1f"),
     *(b"\xff", b"\xc3\xa9", b"\xed\xa0\x80", b"\xc0\x80", b"\xf4\x90\x80\x80", b"\xef\xbb\xbf", b"\\u0061", b"\\ud800"),
     *(b'"x":1,', b'"dtype":"F32",', b'"__metadata__":{},', b'"__metadata__":null,', b'{"a":"b"}', b"//", b"/**/"),
 ]
@@ -262,9 +247,32 @@ def test_mutated_headers(file: Path, header: tuple[bytes, int]) -> None:
 @example(value="[" * 127 + "]" * 127)
 @example(value='{"a":' * 125 + "1" + "}" * 125)
 @example(value='{"a":' * 126 + "1" + "}" * 126)
+@example(value="[" * 124 + '{"a":[1,{"b":2}],"c":3}' + "]" * 124)
+@example(value="[" * 123 + '{"a":[1,{"b":2}],"c":3}' + "]" * 123)
+@example(value="[[1,[2,[3,[4,5],6],7],[]],{},[[]]]")
+@example(value="[[[1]],[[2]]},3]")
+@example(value=r'["\ud83d\ude00",[1,"\ud83d"],2]')
+@example(value="[1,1e99,1e999,1]")
+@example(value="[1.,1]")
+@example(value="[1,01]")
+@example(value="[-0,-,1]")
 def test_values_of_ignored_fields(file: Path, value: str) -> None:
     header = f'{{"a":{{"dtype":"U8","shape":[3],"data_offsets":[0,3],"extra":{value}}}}}'
     check(file, header.encode(), 3)
+
+
+@fuzz
+@given(fields=st.lists(st.tuples(strings, values), min_size=1, max_size=5), at=st.integers(0, 3), comma=blanks)
+@example(fields=[(r'"\u0064type"', '"U8"')], at=0, comma="")
+@example(fields=[('"dtype"', '"U8"')], at=3, comma="")
+@example(fields=[('"dtypes"', "[[1,2],[3]]"), ('"x"', '{"y":[1,{"z":2}]}')], at=1, comma=" ")
+def test_ignored_fields_in_all_places(file: Path, fields: list[tuple[str, str]], at: int, comma: str) -> None:
+    known = ['"dtype":"U8"', '"shape":[3]', '"data_offsets":[0,3]']
+    more = [f"{key}{comma}:{value}" for key, value in fields]
+    tensor = f"{comma},".join([*known[:at], *more, *known[at:]])
+    # Once as the first tensor and once behind one, where tensors of the usual form are matched at once.
+    check(file, f'{{"a":{{{tensor}}}}}'.encode(), 3)
+    check(file, f'{{"b":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}},"a":{{{tensor}}}}}'.encode(), 3)
 
 
 @fuzz
@@ -283,6 +291,15 @@ def test_range_of_ignored_numbers(file: Path, whole: int, fraction: str, exponen
     check(file, header, 3)
     file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(3))
     assert exceeds_double(number.encode()) == (reference_verdict(file) is None)
+
+
+@pytest.mark.parametrize(
+    "unit", ["1,", "[],", '"",', '"\\n",', "1e9,", "[" * 100 + "]" * 100 + ",", '{"":[{"":1}]},', '{"a":{"b":{}}},']
+)
+def test_many_ignored_values(file: Path, unit: str) -> None:
+    for last in ("0", "1e999", r'"\ud800"', "x"):
+        value = f"[{unit * (200_000 // len(unit))}{last}]"
+        check(file, f'{{"a":{{"dtype":"U8","shape":[3],"data_offsets":[0,3],"x":{value}}}}}'.encode(), 3)
 
 
 @fuzz

@@ -17,14 +17,17 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def plant(tmp_path: Path) -> Callable[[Mapping[str, str]], Path]:
-    """Write a recorded tree, given as contents by path, and return its root."""
+    """Write a recorded tree, given as contents by path, and return its root; ``-> target`` makes a symbolic link."""
 
     def write(tree: Mapping[str, str]) -> Path:
         root = tmp_path / "root"
         for name, text in tree.items():
             file = root / name
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text)
+            if text.startswith("-> "):
+                file.symlink_to(text.removeprefix("-> "))
+            else:
+                file.write_text(text)
         return root
 
     return write

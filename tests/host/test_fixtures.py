@@ -156,6 +156,6 @@ class TestMemoryCgroup:
 
 
 def test_without_a_controller_the_reason_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("weightlift.testing.cgroup.cgroup_levels", lambda *_: [])
+    monkeypatch.setattr("weightlift.host.groups.cgroup_levels", lambda *_: [])
     with pytest.raises(CgroupUnavailable), memory_cgroup(MIB):
         pass

@@ -199,3 +199,33 @@ def test_a_small_file_is_read_to_its_end(tmp_path: Path, size: int) -> None:
 
 def test_a_small_file_that_is_not_there_is_none(tmp_path: Path) -> None:
     assert kernel.read_small(tmp_path / "nothing") is None
+
+
+class TestQuickCalls:
+    def test_what_is_read_is_the_file(self, tmp_path: Path) -> None:
+        path = tmp_path / "file"
+        path.write_bytes(bytes(range(200)))
+        fd = kernel.open_quickly(path, os.O_RDONLY)
+        try:
+            kernel.read_ahead_nothing(fd)
+            assert kernel.read_cached(fd, 10, 20) in {bytes(range(10, 30)), None}
+            assert kernel.read_cached(fd, 190, 20) in {bytes(range(190, 200)), None}
+            assert kernel.read_cached(fd, 0, kernel.QUICK_READ_BYTES + 1) is None
+            status, mode = kernel.file_status_and_mode(fd)
+            assert (status, mode) == (kernel.file_status(fd), path.stat().st_mode)
+        finally:
+            kernel.close_quickly(fd)
+        assert kernel.read_cached(fd, 0, 10) is None
+
+    def test_unknown_flags_of_a_read_are_not_taken(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        path = tmp_path / "file"
+        path.write_bytes(b"1234")
+        unknown = 1 << 30
+        with path.open("rb") as file:
+            fd = file.fileno()
+            assert not kernel.takes_read_flags(fd, 4, unknown)
+            assert kernel.takes_read_flags(fd, 4, 0) == hasattr(os, "preadv")
+            monkeypatch.setattr(kernel, "_libc", lambda **_: None)
+            assert not kernel.takes_read_flags(fd, 4, unknown)
+            assert kernel.takes_read_flags(fd, 4, 0) == hasattr(os, "preadv")
+        assert not kernel.takes_read_flags(fd, 0, 0)

@@ -10,6 +10,7 @@ import pytest
 
 LINUX_ONLY = [
     "O_DIRECT", "O_CLOEXEC", "preadv", "pread", "posix_fadvise", "geteuid", "sched_getaffinity", "major", "minor",
+    "memfd_create", "statvfs",
 ]  # fmt: skip
 
 SCRIPT = """
@@ -23,7 +24,9 @@ SCRIPT = """
             delattr(mmap, name)
     sys.platform = sys.argv[1]
 
-    from weightlift.host import kernel, memory, residency, storage
+    from weightlift.cli import main as _command_line
+    from weightlift.health.cache import evict, warm
+    from weightlift.host import groups, kernel, machine, memory, pci, place, processes, residency, storage
     from weightlift.monitor import Monitor
     from weightlift.testing.cgroup import CgroupUnavailable, memory_cgroup
     from weightlift.testing.fast_disk import FastDiskUnavailable, fast_disk
@@ -35,6 +38,9 @@ SCRIPT = """
     print(residency.residency(fd, 10), residency.residency_map(fd, 10, 65536), storage.file_system(path, nowhere))
     residency.sweep(fd, [(0, 10)])
     print(memory.headroom(nowhere), memory.process_memory(nowhere), memory.available_processors(nowhere) >= 1)
+    found = machine.machine_facts(nowhere)
+    print(found.room, found.swap, found.features.cachestat.value, found.features.io_uring.value)
+    print(pci.graphics_cards(nowhere), place.place_facts(path, nowhere).mount)
     for context in (memory_cgroup, fast_disk):
         try:
             with context(1 << 20):
@@ -58,6 +64,8 @@ def test_everything_imports_and_says_unknown(platform: str) -> None:
         "False False False",
         "None None unknown",
         "None None True",
+        "None None unknown unknown",
+        "() None",
         "True",
         "True",
     ]

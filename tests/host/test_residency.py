@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import ctypes
+import errno
 import mmap
 import os
 import sys
@@ -9,10 +11,11 @@ import pytest
 
 from weightlift.host import kernel, residency
 from weightlift.host.kernel import PAGE_SIZE, QUICK_RANGE_BYTES
+from weightlift.host.probes import Probe, run_probes
 from weightlift.host.residency import Residency
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from tests.host.conftest import CachedFile
@@ -114,24 +117,53 @@ class TestResidency:
         assert resident.runs() == [(0, 8 * GRANULE, Residency.RESIDENT)]
         assert resident.cached_bytes == 8 * GRANULE
 
-    def test_only_long_ranges_are_worth_the_quicker_count(self, tmp_path: Path) -> None:
-        asked: list[tuple[int, int]] = []
+    def test_files_are_counted_together_with_trial_reads(self, make_file: Callable[[int], CachedFile]) -> None:
+        one, none, two = make_file(3 * GRANULE + 5), make_file(0), make_file(GRANULE)
+        one.warm(GRANULE, 2 * PAGE_SIZE)
+        one.warm(3 * GRANULE, 5)
+        buffer = ctypes.create_string_buffer(PAGE_SIZE)
+        asked: list[Probe] = []
 
-        def quicker(fd: int, offset: int, length: int, step: int) -> list[int | None]:
-            asked.append((offset, length))
-            return residency.count_cached(fd, offset, length, step)
+        def ask(probes: Sequence[Probe]) -> list[int]:
+            asked.extend(probes)
+            return run_probes(probes)
 
-        for size in (QUICK_RANGE_BYTES, QUICK_RANGE_BYTES + 1):
-            path = tmp_path / f"{size}"
-            path.touch()
-            os.truncate(path, size)
-            with path.open("rb") as file:
-                found = residency.residency_map(file.fileno(), size, 1 << 20, quicker)
-                total = residency.residency(file.fileno(), size, quicker)
-                if found is None:
-                    pytest.skip("this system does not tell what is cached")
-                assert (found.size_bytes, total) == (size, found.cached_bytes)
-        assert asked == [(0, QUICK_RANGE_BYTES + 1)] * 2
+        files = [(file.fd, file.size_bytes) for file in (one, none, two)]
+        trial = Probe(two.fd, 0, PAGE_SIZE, ctypes.addressof(buffer))
+        counts, answers = residency.count_together(files, GRANULE, ask, [trial])
+        # The read comes first, so that its page is cached by the time it is looked for.
+        assert counts == [[0, 2 * PAGE_SIZE, 0, 5], [], [PAGE_SIZE]]
+        assert answers == [PAGE_SIZE]
+        assert buffer.raw == os.pread(two.fd, PAGE_SIZE, 0)
+        assert len(asked) == 6
+        assert residency.count_together([], GRANULE, ask) == ([], [])
+
+    def test_a_refused_count_is_left_to_the_careful_one(
+        self, make_file: Callable[[int], CachedFile], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        file = make_file(2 * GRANULE)
+        file.warm(0, PAGE_SIZE)
+
+        def refuse(probes: Sequence[Probe]) -> list[int]:
+            return [-errno.EPERM for _ in probes]
+
+        assert residency.count_together([(file.fd, file.size_bytes)], GRANULE, refuse)[0] == [[PAGE_SIZE, 0]]
+        monkeypatch.setattr(residency, "count_cached", lambda *_: [None, None])
+        assert residency.count_together([(file.fd, file.size_bytes)], GRANULE, refuse)[0] == [[None, None]]
+
+    def test_absent_pages_under_a_part(self, make_file: Callable[[int], CachedFile]) -> None:
+        file = make_file(8 * PAGE_SIZE + 9)
+        assert residency.absent_in(file.fd, 100, PAGE_SIZE) == [(0, 2 * PAGE_SIZE)]
+        file.warm(PAGE_SIZE, PAGE_SIZE)
+        file.warm(3 * PAGE_SIZE, PAGE_SIZE)
+        assert residency.absent_in(file.fd, 100, 4 * PAGE_SIZE) == [
+            (0, PAGE_SIZE),
+            (2 * PAGE_SIZE, PAGE_SIZE),
+            (4 * PAGE_SIZE, PAGE_SIZE),
+        ]
+        assert residency.absent_in(file.fd, PAGE_SIZE, 7) == []
+        assert residency.absent_in(file.fd, 0, 0) == []
+        assert residency.absent_in(-1, 0, 9) is None
 
     @pytest.mark.parametrize("size", [3 * PAGE_SIZE, QUICK_RANGE_BYTES + 3 * PAGE_SIZE])
     def test_pages_of_short_and_long_ranges(self, make_file: Callable[[int], CachedFile], size: int) -> None:
@@ -190,6 +222,11 @@ class TestResidency:
         assert found is not None
         monkeypatch.setattr(residency, "may_see_residency", lambda *_: False)
         assert residency.absent_ranges(file.fd, found) == [(0, GRANULE), (2 * GRANULE, 2 * GRANULE)]
+
+
+def test_ranges_are_united() -> None:
+    assert residency.united([]) == []
+    assert residency.united([(10, 5), (0, 4), (4, 2), (12, 1), (14, 9), (30, 1)]) == [(0, 6), (10, 13), (30, 1)]
 
 
 @linux_only

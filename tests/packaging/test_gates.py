@@ -105,5 +105,5 @@ class TestSanitizers:
         tmp_path: Path,
         capfd: pytest.CaptureFixture[str],
     ) -> None:
-        assert not check_engine.run_tests(tmp_path / "engine.so", runtime, sanitizer)
+        assert not check_engine.run_tests(tmp_path / "engine.so", runtime, sanitizer, ["tests"])
         assert "engine.so is not there" in capfd.readouterr().err

@@ -10,6 +10,7 @@ import pytest
 from weightlift.reports.console import make_console, show, text
 from weightlift.reports.load import digest_lines, load_tables, seconds_text, speed_text
 from weightlift.reports.progress import progress_bar, progress_lines
+from weightlift.samples import Intervention
 from weightlift.types import BudgetTerm, FileReport, HostMemoryReport, LoadReport
 from weightlift.units import GIB, MIB
 
@@ -200,3 +201,14 @@ def test_the_bar_shows_bytes_and_percent(monkeypatch: pytest.MonkeyPatch) -> Non
         progress(2 * GIB, 4 * GIB)
     assert "2.00 GiB of 4.00 GiB" in stream.getvalue()
     assert "50 %" in stream.getvalue()
+
+
+def test_what_was_done_about_memory_is_told() -> None:
+    steps = (
+        Intervention(0.52, "2 workers × 1024 KiB", "20 MiB are left"),
+        Intervention(0.7, "1 workers × 1024 KiB", "10 MiB are left"),
+    )
+    shown = plain(replace(REPORT, interventions=steps))
+    assert "trouble" in shown
+    assert "at 0.5 s memory got short (2 workers × 1024 KiB), 1 more step like that" in shown
+    assert "memory got short" not in plain(REPORT)

@@ -13,20 +13,25 @@ if TYPE_CHECKING:
     import argparse
 
 
-def add_checkpoint(parser: argparse.ArgumentParser) -> None:
-    """Add what every command that opens a checkpoint takes."""
+def add_path(parser: argparse.ArgumentParser) -> None:
+    """Add the checkpoint, and how its headers are judged."""
     parser.usage = "%(prog)s [options] PATH"
     parser.add_argument("path", metavar="PATH", help="a file, a folder of shards, an index file, or a cached model")
+    parser.add_argument(
+        "--header",
+        choices=[rules.value for rules in HeaderRules],
+        help=described("how headers are judged: as the reference parser does, or refusing all it tolerates", "header"),
+    )
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """Add what every command takes that opens a checkpoint and picks tensors from it."""
+    add_path(parser)
     parser.add_argument(
         "--names",
         metavar="GLOB",
         action="append",
         help="only tensors of this name; * ? [] stand for others; may be given several times",
-    )
-    parser.add_argument(
-        "--header",
-        choices=[rules.value for rules in HeaderRules],
-        help=described("how headers are judged: as the reference parser does, or refusing all it tolerates", "header"),
     )
 
 

@@ -1,9 +1,11 @@
-"""``weightlift doctor``: so far its self-test, which runs the pipeline's checks on a real card."""
+"""``weightlift doctor``: examines a machine and a place; with ``--self-test`` it tries the pipeline on a real card."""
 
 from __future__ import annotations
 
 import json
 import sys
+import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,36 +14,84 @@ from weightlift.cli.outcome import ExitCode, UsageError, write_json
 if TYPE_CHECKING:
     import argparse
 
-SUMMARY: str = "check that a GPU is filled correctly by every path, and write a report to send back"
+SUMMARY: str = "examine the machine: what makes loads slow or dangerous here, and what mends it"
 
 _REPORT: Final = "weightlift-self-test.json"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
+    parser.usage = "%(prog)s [options] [PATH]"
     parser.add_argument(
-        "--self-test", action="store_true", help="load known tensors onto a device by every path and compare each byte"
+        "path", metavar="PATH", nargs="?", help="where models lie, or one of them: its storage is examined and measured"
     )
-    parser.add_argument("--device", default="cuda:0", help="the device to test (default: cuda:0)")
     parser.add_argument(
+        "--no-speed", action="store_true", help="leave the speed probes out, which read for about two seconds"
+    )
+    test = parser.add_argument_group("self-test")
+    test.add_argument(
+        "--self-test",
+        action="store_true",
+        help="instead, load known tensors onto a device by every path, compare each byte and write a report",
+    )
+    test.add_argument("--device", help="the device to test (default: cuda:0)")
+    test.add_argument(
         "--folder", type=Path, help="where to put a checkpoint of 100 MB meanwhile (default: a temporary folder)"
     )
-    parser.add_argument(
-        "--output", type=Path, default=Path(_REPORT), help=f"the file with the report (default: {_REPORT})"
-    )
+    test.add_argument("--output", type=Path, help=f"the file with the report (default: {_REPORT})")
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Examine, or run the self-test."""
+    given = [name for name in ("device", "folder", "output") if getattr(arguments, name) is not None]
+    if arguments.self_test:
+        return _self_test(arguments)
+    if given:
+        raise UsageError(
+            f"--{given[0]} belongs to --self-test", "usage: weightlift doctor --self-test [--device DEVICE]"
+        )
+    return _examine(arguments)
+
+
+def _examine(arguments: argparse.Namespace) -> int:
+    from weightlift.health.examination import examine
+    from weightlift.health.gathering import gather
+    from weightlift.health.recommend import recommend
+
+    begin = time.monotonic()
+    facts = gather(arguments.path, measure=not arguments.no_speed)
+    examination, recommendation = examine(facts), recommend(facts)
+    seconds = time.monotonic() - begin
+    if arguments.json:
+        write_json(
+            {
+                "schema": 1,
+                "degraded": examination.degraded,
+                "seconds": seconds,
+                "facts": facts.to_json(),
+                "findings": [asdict(finding) for finding in examination.findings],
+                "not_checked": [asdict(gap) for gap in examination.gaps],
+                "recommendation": asdict(recommendation),
+            }
+        )
+    else:
+        from weightlift.reports.console import show
+        from weightlift.reports.doctor import doctor_tables
+
+        show(sys.stdout, *doctor_tables(facts, examination, recommendation, seconds))
+    return ExitCode.DEGRADED if examination.degraded else ExitCode.DONE
+
+
+def _self_test(arguments: argparse.Namespace) -> int:
     """Run the self-test, print a line per step and write the file."""
-    if not arguments.self_test:
-        raise UsageError("nothing was asked for", "usage: weightlift doctor --self-test [--device DEVICE]")
     from weightlift.health.self_test import run_self_test
 
-    result = run_self_test(arguments.device, arguments.folder, _note)
-    arguments.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    output = arguments.output or Path(_REPORT)
+    result = run_self_test(arguments.device or "cuda:0", arguments.folder, _note)
+    output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     failed = [name for name, step in result["steps"].items() if not step["ok"]]
     verdict = f"{len(failed)} of {len(result['steps'])} steps failed" if failed else "every step passed"
-    print(f"{verdict}; the report is in {arguments.output}", file=sys.stderr)
+    print(f"{verdict}; the report is in {output}", file=sys.stderr)
     if arguments.json:
         write_json(result)
     return ExitCode.FAILED if failed else ExitCode.DONE

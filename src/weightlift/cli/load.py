@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
-from weightlift.api import load
+from weightlift.api import fit, load
 from weightlift.cli.arguments import add_checkpoint, described
 from weightlift.cli.outcome import ExitCode, write_json
-from weightlift.types import CachePolicy, EngineName, Framework, Method
+from weightlift.cli.reading import READING, add_progress, add_reading, given, progress_of
+from weightlift.cli.recorded import recorded
+from weightlift.types import Framework, Staging
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from contextlib import AbstractContextManager
+    import argparse
 
 SUMMARY: str = "load a checkpoint and report time, read path and memory"
 
 _OPTIONS: Final = (
-    "method",
-    "cache",
-    "host_memory",
-    "engine",
+    *READING,
+    "staging",
     "device",
     "names",
     "dtype",
     "dequantize",
     "framework",
-    "header",
-    "workers",
-    "chunk_bytes",
+    "verify",
+    "watch_seconds",
 )
 
 
@@ -42,13 +38,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="DEVICE",
         help=described("where tensors go: cpu, null (read and discard) or a device of the framework", "device"),
     )
-    for option, kind in (("method", Method), ("cache", CachePolicy), ("engine", EngineName)):
-        parser.add_argument(
-            f"--{option}",
-            choices=[member.value for member in kind],
-            help=described("", option, f"WEIGHTLIFT_{option.upper()}"),
-        )
-    parser.add_argument("--host-memory", metavar="SIZE", help=described("", "host_memory", "WEIGHTLIFT_HOST_MEMORY"))
+    add_reading(parser)
+    parser.add_argument(
+        "--staging",
+        choices=[staging.value for staging in Staging],
+        help=described("which memory lies between storage and a GPU", "staging"),
+    )
     parser.add_argument(
         "--framework",
         choices=[framework.value for framework in Framework],
@@ -60,16 +55,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help=described("convert floating-point tensors, for example to float16", "dtype", otherwise="as stored"),
     )
     parser.add_argument(
-        "--workers",
-        metavar="N",
-        type=int,
-        help=described("", "workers", "WEIGHTLIFT_WORKERS", otherwise="found while loading"),
+        "--trace",
+        metavar="FILE",
+        help="write what every worker did and when, for ui.perfetto.dev or chrome://tracing; also if the load fails",
     )
+    parser.add_argument("--report", metavar="FILE.html", help="write a page with charts of speed and memory over time")
     parser.add_argument(
-        "--chunk",
-        metavar="SIZE",
-        dest="chunk_bytes",
-        help=described("", "chunk_bytes", "WEIGHTLIFT_CHUNK", otherwise="found while loading"),
+        "--watch",
+        metavar="SECONDS",
+        dest="watch_seconds",
+        help=described("", "watch_seconds", "WEIGHTLIFT_WATCH"),
     )
     parser.add_argument(
         "--dequantize",
@@ -80,26 +75,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
         ),
     )
     parser.add_argument("--digest", action="store_true", help="print the xxh3-128 digest of every tensor as stored")
-    _add_talk(parser)
-
-
-def _add_talk(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--progress",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="show progress on stderr; without this option only on a terminal and not with --json",
+        "--dry-run", action="store_true", help="say what the load would take and whether it fits; reads headers only"
     )
+    parser.add_argument(
+        "--verify", metavar="MANIFEST", help="refuse tensors whose bytes are not those of a manifest (default: do not)"
+    )
+    add_progress(parser)
     parser.add_argument("--verbose", "-v", action="store_true", help="show every file and every term of the budget")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Load, then print the report."""
-    keywords: dict[str, Any] = {
-        option: getattr(arguments, option) for option in _OPTIONS if getattr(arguments, option) is not None
-    }
-    with _progress(arguments) as progress:
-        report = load(arguments.path, progress=progress, digest=arguments.digest, **keywords).report
+    keywords = given(arguments, _OPTIONS)
+    if arguments.dry_run:
+        return _dry_run(arguments, keywords)
+    with progress_of(arguments) as progress, recorded(arguments.trace, arguments.report, arguments.path) as written:
+        keywords["recording"] = written.recording
+        report = written.report = load(arguments.path, progress=progress, digest=arguments.digest, **keywords).report
     if arguments.json:
         write_json(report.to_json())
         return ExitCode.DONE
@@ -112,11 +105,14 @@ def run(arguments: argparse.Namespace) -> int:
     return ExitCode.DONE
 
 
-def _progress(arguments: argparse.Namespace) -> AbstractContextManager[Callable[[int, int], None] | None]:
-    on_terminal = sys.stderr.isatty()
-    wanted = on_terminal and not arguments.json if arguments.progress is None else arguments.progress
-    if not wanted:
-        return contextlib.nullcontext()
-    from weightlift.reports.progress import progress_bar, progress_lines
+def _dry_run(arguments: argparse.Namespace, keywords: dict[str, Any]) -> int:
+    """Print the fit report; its verdict is the exit code."""
+    found = fit(arguments.path, **keywords)
+    if arguments.json:
+        write_json(found.to_json())
+    else:
+        from weightlift.reports.console import show
+        from weightlift.reports.fit import fit_tables
 
-    return progress_bar(sys.stderr) if on_terminal else contextlib.nullcontext(progress_lines(sys.stderr))
+        show(sys.stdout, *fit_tables(found, arguments.path))
+    return ExitCode.DOES_NOT_FIT if found.missing_bytes else ExitCode.DONE

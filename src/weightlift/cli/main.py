@@ -13,8 +13,9 @@ import sys
 from typing import TYPE_CHECKING, Final, NoReturn, Protocol
 
 from weightlift._version import __version__
-from weightlift.cli import doctor, inspect, load
+from weightlift.cli import cache, doctor, guard, inspect, load, manifest, verify
 from weightlift.cli.outcome import ExitCode, UsageError, exit_code, write_error
+from weightlift.cli.spelling import as_options, option_spellings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,11 +36,16 @@ class Command(Protocol):
 COMMANDS: Final[dict[str, Command]] = {
     "load": load,
     "inspect": inspect,
+    "manifest": manifest,
+    "verify": verify,
     "doctor": doctor,
+    "guard": guard,
+    "cache": cache,
 }
 
 EXIT_CODES: Final = (
-    "exit codes: 0 done, 1 failed, 2 wrong usage, 4 does not fit the budget or the machine, 130 interrupted"
+    "exit codes: 0 done, 1 failed, 2 wrong usage, 3 doctor found the machine degraded, "
+    "4 does not fit the budget or the machine, 130 interrupted"
 )
 
 
@@ -99,7 +105,10 @@ def _reported(words: Sequence[str]) -> int:
     except SystemExit as finished:  # --help and --version
         return int(finished.code or 0)
     except (Exception, KeyboardInterrupt) as err:  # noqa: BLE001 - the outermost place: everything becomes an exit code
-        write_error(err, as_json="--json" in words, debug="--debug" in words)
+        # What follows a bare "--" belongs to another program.
+        own = words[: words.index("--")] if "--" in words else words
+        options = option_spellings(make_parser())
+        write_error(err, as_json="--json" in own, debug="--debug" in own, spell=lambda text: as_options(text, options))
         return exit_code(err)
 
 

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any, Final
 from weightlift.errors import EngineError, OptionError, WeightliftError, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+
+    Spelling = Callable[[str], str]
 
 _MESSAGE_CHARACTERS_MAX: Final = 4000
 
@@ -60,19 +62,20 @@ def write_json(value: Mapping[str, Any]) -> None:
     print(json.dumps(value, indent=2 if sys.stdout.isatty() else None))
 
 
-def write_error(error: BaseException, *, as_json: bool, debug: bool) -> None:
+def write_error(error: BaseException, *, as_json: bool, debug: bool, spell: Spelling = str) -> None:
     """Say what went wrong: on stderr always, and as the one object on stdout where JSON was asked for.
 
     Args:
         error: what ended the command.
         as_json: ``--json`` was given.
         debug: show the traceback too.
+        spell: puts what is written for callers in Python into the command line's words.
     """
     if debug and not isinstance(error, UsageError):
         traceback.print_exception(error, file=sys.stderr)
     if isinstance(error, UsageError):
         print(error.usage, file=sys.stderr)
-    message, hint = _message(error), _hint(error)
+    message, hint = _message(error, spell), spell(_hint(error))
     for line in _harmless(f"{'' if isinstance(error, KeyboardInterrupt) else 'error: '}{message}"):
         print(line, file=sys.stderr)
     for note in getattr(error, "__notes__", ()):
@@ -80,23 +83,25 @@ def write_error(error: BaseException, *, as_json: bool, debug: bool) -> None:
     if hint:
         print("\n".join(_harmless(f"hint: {hint}")), file=sys.stderr)
     if as_json:
-        write_json({"schema": 1, "error": error_fields(error)})
+        write_json({"schema": 1, "error": error_fields(error, spell)})
 
 
-def error_fields(error: BaseException) -> dict[str, Any]:
+def error_fields(error: BaseException, spell: Spelling = str) -> dict[str, Any]:
     """An error as a JSON object; what does not apply is null."""
     path = getattr(error, "path", None)
     return {
         "type": type(error).__name__,
-        "message": _message(error),
-        "hint": _hint(error) or None,
+        "message": _message(error, spell),
+        "hint": spell(_hint(error)) or None,
         "path": None if path is None else os.fspath(path),
         "tensor": getattr(error, "tensor", None),
         "offset": getattr(error, "offset", None),
     }
 
 
-def _message(error: BaseException) -> str:
+def _message(error: BaseException, spell: Spelling) -> str:
+    if isinstance(error, OptionError):
+        return spell(error.message)
     if isinstance(error, WeightliftError):
         return error.message
     if isinstance(error, UsageError):

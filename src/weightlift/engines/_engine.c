@@ -81,6 +81,9 @@ enum { FAILURE_NONE, FAILURE_READ, FAILURE_END_OF_FILE, FAILURE_MEMORY, FAILURE_
 enum { STAGE_READING, STAGE_REGISTERING, STAGE_DEVICE_COPY, STAGE_DEVICE_WAIT };
 enum { SLOT_UNTRIED, SLOT_REGISTERED, SLOT_REFUSED };
 enum {
+    STEP_POPULATE, STEP_REGISTER, STEP_READ, STEP_COPY, STEP_DEVICE_COPY, STEP_DEVICE_WAIT, STEP_SLOT_WAIT, STEP_UNDER_WAY
+};
+enum {
     TIME_READ_STORAGE, TIME_READ_CACHE, TIME_POPULATE, TIME_COPY, TIME_WAIT_SLOT, TIME_DEVICE, TIME_REGISTER, TIME_COUNT
 };
 
@@ -121,7 +124,7 @@ typedef struct {
 } wl_event;
 
 typedef struct {
-    uint64_t claimed_bytes, landed_bytes, reads, fallbacks;
+    uint64_t claimed_bytes, read_bytes, landed_bytes, reads, fallbacks;
     uint64_t nanoseconds[TIME_COUNT];
     uint32_t workers, running;
 } wl_counters;
@@ -131,6 +134,15 @@ typedef struct {
     uint64_t offset, length;
     uint64_t nanoseconds; /* for how long in this stage */
 } wl_activity;
+
+/* What a thread spent some time on. */
+typedef struct {
+    uint64_t start, end; /* nanoseconds since tracing began */
+    uint64_t offset, length;
+    uint32_t shard, slot; /* NONE: none */
+    uint32_t worker;
+    uint8_t kind, path; /* STEP_*, PATH_* */
+} wl_step;
 
 typedef struct {
     int32_t ordinal;
@@ -175,6 +187,7 @@ typedef struct {
     outcome result;
     int refused;
     uint64_t refused_bytes, delta;
+    uint64_t copies_begun; /* to a device: when */
     uint64_t nanoseconds[TIME_COUNT];
 } work_done;
 
@@ -210,6 +223,13 @@ typedef struct {
     uint64_t period;
     char *names; /* of the shards, one behind the other, each with its final 0 */
 } watchdog;
+
+/* The last steps of all threads. Each takes a place of its own by counting on, so that none needs the lock. */
+typedef struct {
+    wl_step *steps; /* NULL: nothing is traced */
+    uint64_t room, begun;
+    uint64_t noted; /* atomic: how many there have been */
+} step_ring;
 
 struct wl_engine {
     pthread_mutex_t lock;
@@ -250,6 +270,7 @@ struct wl_engine {
     int stopping, failed, populate_refused;
     wl_counters counters;
 
+    step_ring trace;
     watchdog watch;
     uint64_t polled; /* when the caller last asked for news */
     uint32_t polling;
@@ -265,6 +286,18 @@ static uint64_t align_down(uint64_t value, uint64_t alignment) { return value - 
 static uint64_t align_up(uint64_t value, uint64_t alignment) { return align_down(value + alignment - 1, alignment); }
 
 static void *at(uint64_t address) { return (void *)(uintptr_t)address; }
+
+static void note(const worker *self, int kind, const chunk *c, int path, uint64_t start, uint64_t end) {
+    step_ring *trace = &self->engine->trace;
+    if (!trace->steps) return;
+    uint64_t place = __atomic_fetch_add(&trace->noted, 1, __ATOMIC_RELAXED) % trace->room;
+    trace->steps[place] = (wl_step){
+        .start = start - trace->begun, .end = end - trace->begun,
+        .offset = c ? c->offset : 0, .length = c ? c->length : 0,
+        .shard = c ? c->extent.shard : NONE, .slot = c ? c->slot : NONE,
+        .worker = self->index, .kind = (uint8_t)kind, .path = (uint8_t)path,
+    };
+}
 
 /* ---- reading ------------------------------------------------------------------------------------------------- */
 
@@ -474,7 +507,7 @@ static int start_copies(worker *self, const chunk *c, const uint8_t *data, work_
     const wl_queue *queue = &engine->queues[c->extent.device];
     void *stream = at(queue->streams[self->index % queue->stream_count]), *event = slot_event(engine, c);
     const wl_copy *cursor = first_copy(c);
-    uint64_t start = now_ns();
+    uint64_t start = done->copies_begun = now_ns();
     uint32_t queued = 0;
     run part;
     set_stage(self, STAGE_DEVICE_COPY);
@@ -487,14 +520,17 @@ static int start_copies(worker *self, const chunk *c, const uint8_t *data, work_
     }
     if (queued) code = record_copies(runtime, event, stream, code);
     if (code) done->result = device_failure(code, STAGE_DEVICE_COPY);
-    done->nanoseconds[TIME_DEVICE] += now_ns() - start;
+    uint64_t end = now_ns();
+    done->nanoseconds[TIME_DEVICE] += end - start;
+    note(self, STEP_DEVICE_COPY, c, c->extent.path, start, end);
     return queued && !code;
 }
 
 /* Slots are populated in large pages first, as destinations are: pinning page by page is slower. */
-static outcome register_slot(worker *self, uint32_t slot, work_done *done) {
+static outcome register_slot(worker *self, const chunk *c, work_done *done) {
     wl_engine *engine = self->engine;
-    uint64_t address = (uint64_t)(uintptr_t)engine->slots + engine->slot_bytes * slot;
+    uint32_t slot = c->slot;
+    uint64_t address = (uint64_t)(uintptr_t)engine->slots + engine->slot_bytes * slot, begun = now_ns();
     set_stage(self, STAGE_REGISTERING);
     outcome result = populate(engine, address, engine->slot_bytes, &done->nanoseconds[TIME_REGISTER]);
     if (result.failure) {
@@ -504,7 +540,9 @@ static outcome register_slot(worker *self, uint32_t slot, work_done *done) {
     uint64_t start = now_ns();
     int code = told(&engine->runtime, engine->runtime.register_memory(at(address), engine->slot_bytes, REGISTER_PORTABLE));
     engine->slot_states[slot] = code ? SLOT_REFUSED : SLOT_REGISTERED;
-    done->nanoseconds[TIME_REGISTER] += now_ns() - start;
+    uint64_t end = now_ns();
+    done->nanoseconds[TIME_REGISTER] += end - start;
+    note(self, STEP_REGISTER, c, c->extent.path, begun, end);
     return SUCCESS;
 }
 
@@ -519,12 +557,14 @@ static int move(worker *self, const wl_shard *shard, const chunk *c, work_done *
     if (c->extent.sink == SINK_PLACE) {
         buffer = at(c->extent.address + (c->offset - c->extent.offset));
         if (c->extent.flags & FLAG_FRESH) {
+            uint64_t begun = now_ns();
             done->result = populate(engine, (uint64_t)(uintptr_t)buffer, c->length, &done->nanoseconds[TIME_POPULATE]);
             if (done->result.failure) return 0;
+            note(self, STEP_POPULATE, c, path, begun, now_ns());
         }
     } else {
         if (engine->slot_states && engine->slot_states[c->slot] == SLOT_UNTRIED) {
-            done->result = register_slot(self, c->slot, done);
+            done->result = register_slot(self, c, done);
             if (done->result.failure) return 0;
             set_stage(self, STAGE_READING);
         }
@@ -538,6 +578,7 @@ static int move(worker *self, const wl_shard *shard, const chunk *c, work_done *
     else done->result = read_cached(shard, path, buffer, c->offset, c->length);
     uint64_t end = now_ns();
     done->nanoseconds[c->extent.resident ? TIME_READ_CACHE : TIME_READ_STORAGE] += end - start;
+    note(self, STEP_READ, c, done->refused_bytes ? PATH_BUFFERED : path, start, end);
     if (done->result.failure) return 0;
 #ifdef __linux__
     if (c->extent.flags & FLAG_DROP_BEHIND)
@@ -546,7 +587,9 @@ static int move(worker *self, const wl_shard *shard, const chunk *c, work_done *
 #endif
     if (c->extent.sink == SINK_COPY) {
         copy_out(c, buffer);
-        done->nanoseconds[TIME_COPY] += now_ns() - end;
+        uint64_t copied = now_ns();
+        done->nanoseconds[TIME_COPY] += copied - end;
+        note(self, STEP_COPY, c, path, end, copied);
     }
     return c->extent.sink == SINK_DEVICE && start_copies(self, c, buffer, done);
 }
@@ -692,10 +735,13 @@ static int settle_copy(worker *self, uint32_t slot, int patient) {
     uint64_t start = now_ns();
     int code = patient ? settle(runtime, event) : told(runtime, runtime->query(event));
     if (!patient && code && code != runtime->not_ready) settle(runtime, event);
-    copy->done.nanoseconds[TIME_DEVICE] += now_ns() - start;
+    uint64_t end = now_ns();
+    copy->done.nanoseconds[TIME_DEVICE] += end - start;
+    if (patient) note(self, STEP_DEVICE_WAIT, &copy->chunk, copy->chunk.extent.path, start, end);
     pthread_mutex_lock(&engine->lock);
     self->activity.busy = 0;
     if (!patient && code == runtime->not_ready) return 0;
+    note(self, STEP_UNDER_WAY, &copy->chunk, copy->chunk.extent.path, copy->done.copies_begun, end);
     if (code) copy->done.result = device_failure(code, STAGE_DEVICE_WAIT);
     finish(engine, &copy->chunk, &copy->done);
     return 1;
@@ -746,6 +792,7 @@ static int follow_lane(worker *self, chunk *c, int copying) {
         if (own != NONE) list_copy(engine, own);
         return 0;
     }
+    while (engine->limit == 0 && !engine->stopping) pthread_cond_wait(&engine->parked, &engine->lock);
     if (c->extent.sink == SINK_DEVICE) c->slot = next_slot(self, own);
     if (engine->stopping) {
         if (c->slot != NONE) release_slot(engine, c->slot);
@@ -792,6 +839,7 @@ static void carry_out(worker *self, chunk *c) {
 
         pthread_mutex_lock(&engine->lock);
         self->activity.busy = 0;
+        if (!done.result.failure) engine->counters.read_bytes += c->length;
         if (copying) engine->copies[c->slot] = (copy_under_way){*c, done, self->last_age = ++engine->next_age, NONE};
         else finish(engine, c, &done);
     } while (follow_lane(self, c, copying));
@@ -814,7 +862,10 @@ static void rest(worker *self) {
     int within = self->index < engine->limit, starved = within && engine->next_extent < engine->extent_count;
     uint64_t start = now_ns();
     pthread_cond_wait(within ? &engine->work : &engine->parked, &engine->lock);
-    if (starved) engine->counters.nanoseconds[TIME_WAIT_SLOT] += now_ns() - start;
+    uint64_t end = now_ns();
+    if (!starved) return;
+    engine->counters.nanoseconds[TIME_WAIT_SLOT] += end - start;
+    note(self, STEP_SLOT_WAIT, NULL, 0, start, end);
 }
 
 static void *work_loop(void *argument) {
@@ -1005,52 +1056,65 @@ static void end_watch(wl_engine *engine) {
     engine->watch.started = 0;
 }
 
-/* ---- residency -------------------------------------------------------------------------------------------------- */
+/* ---- looking at files before they are read -------------------------------------------------------------------- */
 
 typedef struct {
-    int fd;
-    uint64_t offset, length, step;
-    int64_t *pages; /* out, per step: pages cached, or -errno */
-    uint64_t next;  /* taken atomically */
-} residency_walk;
+    int32_t fd;
+    uint32_t unused;
+    uint64_t offset, length;
+    uint64_t address; /* memory for one read, or 0: count the cached pages of the range */
+    int64_t result;   /* out: bytes read, or pages cached, or -errno */
+} wl_probe_job;
 
-static void *walk_residency(void *argument) {
-    residency_walk *walk = argument;
-    uint64_t steps = (walk->length + walk->step - 1) / walk->step, i;
-    while ((i = __atomic_fetch_add(&walk->next, 1, __ATOMIC_RELAXED)) < steps) {
-#if defined(__linux__) && !defined(__alpha__) && !defined(__mips__)
-        uint64_t done = i * walk->step, left = walk->length - done;
-        uint64_t range[2] = {walk->offset + done, left < walk->step ? left : walk->step}, counts[5] = {0};
-        long failed = syscall(CACHESTAT, walk->fd, range, counts, 0);
-        walk->pages[i] = failed ? -errno : (int64_t)counts[0];
-#else
-        walk->pages[i] = -ENOSYS;
-#endif
+typedef struct {
+    wl_probe_job *jobs;
+    uint64_t count, next; /* the latter is taken atomically */
+} probe_walk;
+
+static int64_t probe_once(const wl_probe_job *job) {
+    if (job->address) {
+        ssize_t got;
+        do got = pread(job->fd, at(job->address), job->length, (off_t)job->offset);
+        while (got < 0 && errno == EINTR);
+        return got < 0 ? -errno : (int64_t)got;
     }
+#if defined(__linux__) && !defined(__alpha__) && !defined(__mips__)
+    uint64_t range[2] = {job->offset, job->length}, counts[5] = {0};
+    return syscall(CACHESTAT, job->fd, range, counts, 0) ? -errno : (int64_t)counts[0];
+#else
+    return -ENOSYS;
+#endif
+}
+
+static void *walk_probes(void *argument) {
+    probe_walk *walk = argument;
+    uint64_t i;
+    while ((i = __atomic_fetch_add(&walk->next, 1, __ATOMIC_RELAXED)) < walk->count)
+        walk->jobs[i].result = probe_once(&walk->jobs[i]);
     return NULL;
 }
 
-/* Counts cached pages step by step with several threads: walking a large cached file takes one thread longer than
- * several take to copy a good part of it. */
-EXPORT void wl_count_cached(int32_t fd, uint64_t offset, uint64_t length, uint64_t step, int64_t *pages,
-                            uint32_t threads) {
-    residency_walk walk = {fd, offset, length, step, pages, 0};
+/* Does all that a load wants to know of its files at once: trial reads, and cached pages, range by range. Several threads,
+ * since walking a large cached file takes one of them longer than several take to copy a good part of it; one call, since
+ * each that waits costs the caller a switch interval beside a busy thread of Python's. */
+EXPORT void wl_probe(wl_probe_job *jobs, uint64_t count, uint32_t threads) {
+    probe_walk walk = {jobs, count, 0};
     pthread_t helpers[MAX_WALKERS];
     uint32_t started = 0;
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_BLOCK, &all, &before);
-    while (started + 1 < threads && started < MAX_WALKERS && (started + 1) * step < length &&
-           !pthread_create(&helpers[started], NULL, walk_residency, &walk))
+    while (started + 1 < threads && started < MAX_WALKERS && started + 1 < count &&
+           !pthread_create(&helpers[started], NULL, walk_probes, &walk))
         started++;
     pthread_sigmask(SIG_SETMASK, &before, NULL);
-    walk_residency(&walk);
+    walk_probes(&walk);
     for (uint32_t i = 0; i < started; i++) pthread_join(helpers[i], NULL);
 }
 
 /* ---- what Python calls ----------------------------------------------------------------------------------------- */
 
-EXPORT uint32_t wl_abi(void) { return 5; }
+EXPORT uint32_t wl_abi(void) { return 6; }
 
 EXPORT void wl_free(wl_engine *engine) {
     if (!engine) return;
@@ -1069,6 +1133,7 @@ EXPORT void wl_free(wl_engine *engine) {
     }
     free(engine->queues);
     free(engine->watch.names);
+    free(engine->trace.steps);
     pthread_cond_destroy(&engine->work);
     pthread_cond_destroy(&engine->parked);
     pthread_cond_destroy(&engine->news);
@@ -1254,6 +1319,39 @@ EXPORT void wl_read_shard(wl_engine *engine, uint32_t index, wl_shard *shard) {
     pthread_mutex_lock(&engine->lock);
     *shard = engine->shards[index];
     pthread_mutex_unlock(&engine->lock);
+}
+
+/* Gives the memory of free slots that are not registered back to the system; they are filled anew when next used. */
+EXPORT void wl_trim(wl_engine *engine) {
+#ifdef __linux__
+    pthread_mutex_lock(&engine->lock);
+    for (uint32_t i = 0; i < engine->free_count; i++) {
+        uint32_t slot = engine->free_slots[i];
+        if (!engine->slot_states || engine->slot_states[slot] != SLOT_REGISTERED)
+            madvise(engine->slots + engine->slot_bytes * slot, engine->slot_bytes, MADV_DONTNEED);
+    }
+    pthread_mutex_unlock(&engine->lock);
+#else
+    (void)engine;
+#endif
+}
+
+/* From now on keeps the last `room` steps of all threads; only once, and before the first limits are set. */
+EXPORT int wl_trace(wl_engine *engine, uint64_t room) {
+    if (engine->started || engine->trace.steps || !room) return EINVAL;
+    engine->trace.steps = calloc(room, sizeof *engine->trace.steps);
+    if (!engine->trace.steps) return ENOMEM;
+    engine->trace.room = room;
+    engine->trace.begun = now_ns();
+    return 0;
+}
+
+/* Copies the steps kept, the oldest first, and returns how many there have been; once every thread has left. */
+EXPORT uint64_t wl_read_steps(const wl_engine *engine, wl_step *steps, uint64_t room) {
+    const step_ring *trace = &engine->trace;
+    uint64_t first = trace->noted > trace->room ? trace->noted - trace->room : 0;
+    for (uint64_t i = first; i < trace->noted && i - first < room; i++) steps[i - first] = trace->steps[i % trace->room];
+    return trace->noted;
 }
 
 /* What each thread is doing right now; returns how many are. */

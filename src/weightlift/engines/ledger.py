@@ -12,8 +12,11 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from weightlift.device_operations import SlotState
 from weightlift.engines.moving import Chunk, Outcome
+from weightlift.engines.step_ring import StepRing
 from weightlift.operations import ChunkReady, Event, Extent, ExtentDone, ReadPath, ShardUse, Sink
+from weightlift.steps import StepKind
 from weightlift.units import PAGE_BYTES, align_down
 
 if TYPE_CHECKING:
@@ -30,6 +33,7 @@ class Totals:
     """What has been done so far; the names are those of :class:`~weightlift.operations.Counters`."""
 
     claimed_bytes: int = 0
+    read_bytes: int = 0
     landed_bytes: int = 0
     reads: int = 0
     fallbacks: int = 0
@@ -77,6 +81,7 @@ class Ledger:
         running: workers alive.
         stopping: nothing is claimed any more.
         submitted_bytes: bytes of all extents so far.
+        steps: what workers did, where that is traced; needs no lock.
     """
 
     def __init__(self, shard_count: int, slots: SlotMemory) -> None:
@@ -93,6 +98,7 @@ class Ledger:
         self.running = 0
         self.stopping = False
         self.submitted_bytes = 0
+        self.steps = StepRing()
         self._submissions = 0
         self._slots = slots
         self._free_slots = list(range(slots.count))
@@ -147,6 +153,11 @@ class Ledger:
         self.uncalled -= 1
         if not self.uncalled:
             self.work.notify_all()
+
+    def wait_while_held(self) -> None:
+        """Wait for as long as no worker may read; gives up the lock meanwhile."""
+        while self.limit == 0 and not self.stopping:
+            self.parked.wait()
 
     # ---- claiming
 
@@ -211,6 +222,11 @@ class Ledger:
         self._free_slots.append(slot)
         self.work.notify()
 
+    def trimmable_slots(self) -> list[int]:
+        """Free slots whose memory no device's runtime has registered."""
+        states = self._slots.states
+        return [slot for slot in self._free_slots if states is None or states[slot] != SlotState.REGISTERED]
+
     # ---- telling
 
     def tell(self, event: Event) -> None:
@@ -228,6 +244,8 @@ class Ledger:
         totals.device_seconds += outcome.device_seconds
         totals.register_seconds += outcome.register_seconds
         use = self._uses[extent.shard]
+        if not outcome.copying and outcome.failure is None:
+            totals.read_bytes += chunk.length
         if outcome.refused_bytes:
             totals.fallbacks += 1
             use.refused_bytes += outcome.refused_bytes
@@ -257,10 +275,16 @@ class Ledger:
         starved = within and self.has_more
         start = time.monotonic()
         (self.work if within else self.parked).wait()
+        end = time.monotonic()
         if starved:
-            self.totals.slot_wait_seconds += time.monotonic() - start
+            self.totals.slot_wait_seconds += end - start
+            self.steps.note(StepKind.SLOT_WAIT, index, None, start=start, end=end)
 
     # ---- copies under way that no worker is waiting for; whoever takes one sees to it
+
+    def under_way(self, chunk: Chunk) -> None:
+        """A chunk has left storage, and copies bring it to a device."""
+        self.totals.read_bytes += chunk.length
 
     def next_age(self) -> int:
         """The age of copies queued just now."""

@@ -102,6 +102,8 @@ class Doing:
 class Outcome:
     """What one chunk's move did; mutable because it is filled in step by step by one worker."""
 
+    begun: float = 0.0
+    copies_begun: float = 0.0
     delta: int = 0
     refused_bytes: int = 0
     refused_errno: int = 0
@@ -178,7 +180,7 @@ class Mover:
         if extent.sink is not Sink.PLACE and extent.path is ReadPath.DIRECT:
             outcome.delta = chunk.offset % shard.offset_alignment
         address = self.address_of(chunk, outcome)
-        start = time.monotonic()
+        start = outcome.begun = time.monotonic()
         try:
             self._read(shard, extent.path, address, chunk, outcome)
         except _EndOfFileError as end:

@@ -13,10 +13,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from weightlift.engines.native_steps import NativeSteps
 from weightlift.errors import EngineError, UnsupportedError, printable
-from weightlift.host import residency
-from weightlift.host.kernel import PAGE_SIZE
-from weightlift.host.memory import available_processors
 from weightlift.operations import (
     COPY_FIELDS,
     Activity,
@@ -39,10 +37,11 @@ if TYPE_CHECKING:
 
     from weightlift.device_operations import Devices, SlotMemory
 
-_ABI: Final = 5
+_ABI: Final = 6
 _EVENTS_PER_POLL: Final = 64
 _ACTIVITY_ROOM: Final = 64
 _NANOSECONDS: Final = 1e-9
+_LEAVING_MILLISECONDS: Final = 1
 
 
 class _Shard(ctypes.Structure):
@@ -92,6 +91,7 @@ class _Event(ctypes.Structure):
 class _Counters(ctypes.Structure):
     _fields_ = (
         ("claimed_bytes", ctypes.c_uint64),
+        ("read_bytes", ctypes.c_uint64),
         ("landed_bytes", ctypes.c_uint64),
         ("reads", ctypes.c_uint64),
         ("fallbacks", ctypes.c_uint64),
@@ -123,9 +123,10 @@ class _Queue(ctypes.Structure):
     )
 
 
-_WAITING: Final = frozenset(("wl_poll", "wl_join", "wl_count_cached"))
+_WAITING: Final = frozenset(("wl_poll", "wl_join", "wl_probe"))
 """Functions that wait, and so release the interpreter lock. All others return at once and keep it: getting it back from
-a busy Python thread takes a whole switch interval, several times over for every chunk."""
+a busy Python thread takes a whole switch interval, several times over for every chunk. For calls of these that will not
+wait long either there is a second one, with ``_now`` behind its name, that keeps the lock."""
 
 _SIGNATURES: Final[dict[str, tuple[object, tuple[object, ...]]]] = {
     "wl_abi": (ctypes.c_uint32, ()),
@@ -148,13 +149,13 @@ _SIGNATURES: Final[dict[str, tuple[object, tuple[object, ...]]]] = {
         ctypes.c_int,
         (ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int32, ctypes.c_char_p, ctypes.c_uint64),
     ),
+    "wl_trim": (None, (ctypes.c_void_p,)),
+    "wl_trace": (ctypes.c_int, (ctypes.c_void_p, ctypes.c_uint64)),
+    "wl_read_steps": (ctypes.c_uint64, (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64)),
     "wl_cancel": (None, (ctypes.c_void_p,)),
     "wl_join": (ctypes.c_uint32, (ctypes.c_void_p, ctypes.c_uint32)),
     "wl_free": (None, (ctypes.c_void_p,)),
-    "wl_count_cached": (
-        None,
-        (ctypes.c_int32, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_void_p, ctypes.c_uint32),
-    ),
+    "wl_probe": (None, (ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32)),
 }
 
 
@@ -174,6 +175,10 @@ class Library:
             function = getattr(waiting if name in _WAITING else quick, name)
             function.restype, function.argtypes = result, arguments
             setattr(self, name, function)
+        for name in _WAITING:
+            function = getattr(quick, name)
+            function.restype, function.argtypes = _SIGNATURES[name]
+            setattr(self, f"{name}_now", function)
 
     if TYPE_CHECKING:
 
@@ -194,23 +199,6 @@ def native_library() -> Library | str:
     if found != _ABI:
         return f"the native engine is of another version (interface {found}, wanted {_ABI}); reinstall weightlift"
     return library
-
-
-def count_cached(fd: int, offset: int, length: int, step: int) -> list[int | None]:
-    """Cached bytes of a file range per step, counted by several threads.
-
-    The answers are those of :func:`weightlift.host.residency.count_cached`, and come from it where the kernel lacks the
-    call or refuses.
-    """
-    library = native_library()
-    if isinstance(library, str) or length <= step:
-        return residency.count_cached(fd, offset, length, step)
-    steps = -(-length // step)
-    pages = (ctypes.c_int64 * steps)()
-    library.wl_count_cached(fd, offset, length, step, pages, available_processors())
-    if min(pages) < 0:
-        return residency.count_cached(fd, offset, length, step)
-    return [min(count * PAGE_SIZE, step, length - index * step) for index, count in enumerate(pages)]
 
 
 class NativeEngine:
@@ -238,6 +226,7 @@ class NativeEngine:
         self._library = library
         self._slots = slots
         self._extents: list[Extent] = []
+        self._traced = 0
         table = (_Shard * max(1, len(shards)))()
         for entry, shard in zip(table, shards, strict=False):
             entry.size, entry.mapping = shard.size_bytes, shard.mapping_address
@@ -293,7 +282,9 @@ class NativeEngine:
     def poll(self, timeout_seconds: float) -> list[Event]:
         """See :class:`~weightlift.operations.Engine`."""
         events = self._events
-        count = self._library.wl_poll(self._engine, events, _EVENTS_PER_POLL, int(timeout_seconds * 1000))
+        count = self._library.wl_poll_now(self._engine, events, _EVENTS_PER_POLL, 0)
+        if not count and timeout_seconds > 0:
+            count = self._library.wl_poll(self._engine, events, _EVENTS_PER_POLL, int(timeout_seconds * 1000))
         return [self._event(events[index]) for index in range(count)]
 
     def _event(self, event: _Event) -> Event:
@@ -317,6 +308,7 @@ class NativeEngine:
         storage, cache, populate, copy, slot_wait, device, register = times
         return Counters(
             claimed_bytes=raw.claimed_bytes,
+            read_bytes=raw.read_bytes,
             landed_bytes=raw.landed_bytes,
             reads=raw.reads,
             fallbacks=raw.fallbacks,
@@ -365,13 +357,28 @@ class NativeEngine:
         error = self._library.wl_watch(self._engine, max(1, round(seconds * 1000)), fd, text, len(text))
         self._check(error, "watch")
 
+    def trim(self) -> None:
+        """See :class:`~weightlift.operations.Engine`."""
+        self._library.wl_trim(self._engine)
+
+    def trace(self, capacity: int) -> None:
+        """See :class:`~weightlift.operations.Engine`."""
+        self._check(self._library.wl_trace(self._engine, capacity), "keep a trace")
+        self._traced = capacity
+
+    def steps(self) -> NativeSteps:
+        """See :class:`~weightlift.operations.Engine`."""
+        return NativeSteps(self._library, self._engine, self._traced)
+
     def cancel(self) -> None:
         """See :class:`~weightlift.operations.Engine`."""
         self._library.wl_cancel(self._engine)
 
     def join(self, timeout_seconds: float) -> int:
         """See :class:`~weightlift.operations.Engine`."""
-        return int(self._library.wl_join(self._engine, int(timeout_seconds * 1000)))
+        # Threads with nothing left to do leave at once.
+        left = self._library.wl_join_now(self._engine, _LEAVING_MILLISECONDS)
+        return int(left and self._library.wl_join(self._engine, int(timeout_seconds * 1000)))
 
     def close(self) -> None:
         """See :class:`~weightlift.operations.Engine`."""

@@ -18,12 +18,14 @@ from weightlift.engines.moving import Doing, Mover
 from weightlift.engines.reader import Reader, SystemReader
 from weightlift.engines.watching import Standing, Watchdog
 from weightlift.engines.workers import Worker
+from weightlift.host import kernel
 from weightlift.operations import Activity, Counters, Event, Extent, ShardSource, ShardUse
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from weightlift.device_operations import Devices, SlotMemory
+    from weightlift.steps import Steps
 
 
 class PythonEngine:
@@ -146,6 +148,20 @@ class PythonEngine:
             landed = ledger.totals.landed_bytes
             silence = 0.0 if self._polling else time.monotonic() - self._polled
             return Standing(landed, ledger.submitted_bytes - landed, ledger.running, self._busy(), silence)
+
+    def trim(self) -> None:
+        """See :class:`~weightlift.operations.Engine`."""
+        with self._ledger.lock:
+            for slot in self._ledger.trimmable_slots():
+                kernel.forget_memory(self._slots.address + slot * self._slots.slot_bytes, self._slots.slot_bytes)
+
+    def trace(self, capacity: int) -> None:
+        """See :class:`~weightlift.operations.Engine`."""
+        self._ledger.steps.begin(capacity)
+
+    def steps(self) -> Steps:
+        """See :class:`~weightlift.operations.Engine`."""
+        return self._ledger.steps
 
     def cancel(self) -> None:
         """See :class:`~weightlift.operations.Engine`."""

@@ -10,19 +10,13 @@ import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from weightlift.errors import printable
-from weightlift.operations import Stage
+from weightlift.operations import STAGE_WORDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from weightlift.operations import Activity
 
-_STAGES: Final = {
-    Stage.READING: "reading",
-    Stage.REGISTERING: "pinning memory for",
-    Stage.DEVICE_COPY: "starting a copy to the device from",
-    Stage.DEVICE_WAIT: "waiting for the device with",
-}
 _LINE_BYTES: Final = 4096
 _TICKS: Final = 8
 
@@ -93,7 +87,7 @@ class Watchdog:
 
     def _describe(self, index: int, doing: Activity) -> str:
         return (
-            f"worker {index} {_STAGES[doing.stage]} {self._names[doing.shard]} at byte {doing.offset} "
+            f"worker {index} {STAGE_WORDS[doing.stage]} {self._names[doing.shard]} at byte {doing.offset} "
             f"({doing.length} bytes) for {doing.seconds:.1f} s"
         )
 

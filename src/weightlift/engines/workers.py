@@ -15,6 +15,7 @@ from weightlift.engines.devices import DeviceCallError
 from weightlift.engines.ledger import CopyUnderWay
 from weightlift.engines.moving import Outcome
 from weightlift.operations import Activity, Failure, FailureKind, Sink, Stage
+from weightlift.steps import StepKind
 
 if TYPE_CHECKING:
     import threading
@@ -113,6 +114,7 @@ class Worker:
                 outcome = self._move(chunk)
             self._chunk = None
             if outcome.copying:
+                self._ledger.under_way(chunk)
                 self._last_age = self._ledger.next_age()
                 copy = CopyUnderWay(self._last_age, chunk, outcome)
             else:
@@ -129,7 +131,17 @@ class Worker:
             kind = FailureKind.MEMORY if isinstance(err, MemoryError) else FailureKind.INTERNAL
             stage, _ = self._doing.now
             outcome.failure = Failure(chunk.index, kind, errno.ENOMEM, chunk.offset, chunk.length, err, stage)
+        self._note_read(chunk, outcome)
         return outcome
+
+    def _note_read(self, chunk: Chunk, outcome: Outcome) -> None:
+        steps = self._ledger.steps
+        read = outcome.begun + outcome.storage_seconds + outcome.cache_seconds
+        if read > outcome.begun:
+            refused = outcome.refused_bytes > 0
+            steps.note(StepKind.READ, self.index, chunk, start=outcome.begun, end=read, refused=refused)
+        if outcome.copy_seconds:
+            steps.note(StepKind.COPY, self.index, chunk, start=read, end=read + outcome.copy_seconds)
 
     def _move_into(self, chunk: Chunk, outcome: Outcome) -> None:
         device, to_device = self._device, chunk.extent.sink is Sink.DEVICE
@@ -137,15 +149,20 @@ class Worker:
             outcome.failure = _device_failure(chunk, self._ledger.device_failure)
             return
         if device is not None and chunk.slot >= 0:
+            start = time.monotonic()
             outcome.register_seconds = device.register(chunk.slot)
+            if outcome.register_seconds:
+                self._ledger.steps.note(StepKind.REGISTER, self.index, chunk, start=start, end=time.monotonic())
             self._doing.enter(Stage.READING)
         self._mover.move(chunk, outcome)
         if to_device and outcome.failure is None:
             assert device is not None, "an extent names a device, and the engine has none"
-            start = time.monotonic()
+            start = outcome.copies_begun = time.monotonic()
             self._doing.enter(Stage.DEVICE_COPY)
             outcome.copying = device.start_copies(chunk, self._mover.address_of(chunk, outcome))
-            outcome.device_seconds = time.monotonic() - start
+            end = time.monotonic()
+            outcome.device_seconds = end - start
+            self._ledger.steps.note(StepKind.DEVICE_COPY, self.index, chunk, start=start, end=end)
 
     def _next_in_lane(self, last: Chunk, copy: CopyUnderWay | None) -> Chunk | None:
         """The next chunk of the lane that a chunk belongs to; the copy out of the chunk's slot is listed, or landed."""
@@ -154,6 +171,7 @@ class Worker:
             if copy is not None:
                 ledger.list_copy(copy)
             return None
+        ledger.wait_while_held()
         slot = self._next_slot(copy) if last.extent.sink is Sink.DEVICE else last.slot
         if not ledger.stopping:
             return ledger.follow(last, slot)
@@ -197,9 +215,13 @@ class Worker:
                     landed = self._device.has_landed(chunk)
             except DeviceCallError as err:
                 outcome.failure = _device_failure(chunk, err)
-            outcome.device_seconds += time.monotonic() - start
+            end = time.monotonic()
+            outcome.device_seconds += end - start
+            if patient:
+                self._ledger.steps.note(StepKind.DEVICE_WAIT, self.index, chunk, start=start, end=end)
         self._chunk = None
         if landed:
+            self._ledger.steps.note(StepKind.UNDER_WAY, self.index, chunk, start=outcome.copies_begun, end=end)
             self._ledger.finish(chunk, outcome)
         return landed
 

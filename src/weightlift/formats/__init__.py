@@ -7,7 +7,7 @@ header; nothing else here knows a format. Reads headers only, holds no file open
 from __future__ import annotations
 
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -115,7 +115,8 @@ def describe(path: str | os.PathLike[str], *, header: HeaderRules = HeaderRules.
 def _read(path: Path, rules: HeaderRules) -> tuple[_Format, ShardContents]:
     with open_file(path) as file:
         reader = next(known for known in _FORMATS if known.claims(file.head))
-        return reader, reader.read_shard(file, rules)
+        contents = reader.read_shard(file, rules)
+        return reader, replace(contents, shard=replace(contents.shard, brought_in=tuple(file.brought_in)))
 
 
 def _with_other_parts(

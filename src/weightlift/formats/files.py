@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from weightlift.description import FileIdentity
 from weightlift.errors import AccessError, CheckpointNotFoundError, FileChangedError, NotACheckpointError, ReadError
 from weightlift.errors import printable as _printable
-from weightlift.host import kernel
+from weightlift.host import kernel, residency
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -48,12 +48,14 @@ class OpenFile:
         descriptor: its file descriptor.
         identity: size, inode and modification time when it was opened.
         head: its first bytes, at most ``HEAD_BYTES``.
+        brought_in: offset and length of what reading has brought into the page cache.
     """
 
     path: Path
     descriptor: int
     identity: FileIdentity
     head: bytes
+    brought_in: list[tuple[int, int]]
 
     def read(self, offset: int, length: int) -> bytes:
         """Read exactly ``length`` bytes from ``offset``; the range must lie within ``identity.size_bytes``.
@@ -62,7 +64,7 @@ class OpenFile:
             FileChangedError: the file became shorter since it was opened.
             ReadError: the operating system failed the read.
         """
-        return _read_exactly(self.path, self.descriptor, offset, length)
+        return _read_exactly(self.path, self.descriptor, offset, length, self.brought_in)
 
 
 @contextmanager
@@ -77,17 +79,18 @@ def open_file(path: Path) -> Iterator[OpenFile]:
     """
     # Opening a device can have effects and opening a pipe can wait, so look first; the file is looked at again once
     # open, because it may have been exchanged in between.
-    _require_regular(path, file_status(path))
+    _require_regular(path, file_status(path).st_mode)
     try:
-        descriptor = os.open(path, _OPEN_FLAGS)
+        descriptor = kernel.open_quickly(path, _OPEN_FLAGS)
     except OSError as err:
         raise access_failure(path, err) from err
     try:
-        status = os.fstat(descriptor)
-        _require_regular(path, status)
-        identity = FileIdentity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-        head = _read_exactly(path, descriptor, 0, min(HEAD_BYTES, status.st_size))
-        yield OpenFile(path, descriptor, identity, head)
+        status, mode = kernel.file_status_and_mode(descriptor)
+        _require_regular(path, mode)
+        kernel.read_ahead_nothing(descriptor)
+        brought_in: list[tuple[int, int]] = []
+        head = _read_exactly(path, descriptor, 0, min(HEAD_BYTES, status.size_bytes), brought_in)
+        yield OpenFile(path, descriptor, FileIdentity(*status), head, brought_in)
     finally:
         kernel.close_quickly(descriptor)
 
@@ -145,10 +148,10 @@ def _not_found(path: Path, err: OSError) -> CheckpointNotFoundError:
     return CheckpointNotFoundError(f"{shown}: no such file or folder", hint="check the path", path=path)
 
 
-def _require_regular(path: Path, status: os.stat_result) -> None:
-    if stat.S_ISREG(status.st_mode):
+def _require_regular(path: Path, mode: int) -> None:
+    if stat.S_ISREG(mode):
         return
-    kind = next((name for is_kind, name in _SPECIAL_FILES if is_kind(status.st_mode)), "not a regular file")
+    kind = next((name for is_kind, name in _SPECIAL_FILES if is_kind(mode)), "not a regular file")
     raise NotACheckpointError(
         f"{shown_path(path)}: {kind}, where a checkpoint file is expected",
         hint="weights are read at many positions at once, so they have to be in a regular file",
@@ -156,7 +159,13 @@ def _require_regular(path: Path, status: os.stat_result) -> None:
     )
 
 
-def _read_exactly(path: Path, descriptor: int, offset: int, length: int) -> bytes:
+def _read_exactly(path: Path, descriptor: int, offset: int, length: int, brought_in: list[tuple[int, int]]) -> bytes:
+    absent = residency.absent_in(descriptor, offset, length)
+    if absent == []:
+        cached = kernel.read_cached(descriptor, offset, length)
+        if cached is not None and len(cached) == length:
+            return cached
+    brought_in += absent or []
     parts: list[bytes] = []
     missing = length
     try:

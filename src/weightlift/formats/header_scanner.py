@@ -16,41 +16,31 @@ a hostile header takes memory in proportion to what had been accepted before, ne
 
 from __future__ import annotations
 
-import json
 import re
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import Final
 
 from weightlift.dtypes import SAFETENSORS
-from weightlift.errors import FormatError, HeaderError, UnsupportedDtypeError, printable
+from weightlift.errors import FormatError, UnsupportedDtypeError, printable
 from weightlift.formats.columns import TensorColumns
-from weightlift.formats.number_range import exceeds_double
+from weightlift.formats.header_text import UNKNOWN, HeaderText, pattern
 from weightlift.types import HeaderRules
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-_DEPTH_MAX: Final = 127
 _UINT64_MAX: Final = (1 << 64) - 1
 _METADATA: Final = "__metadata__"
 _FIELDS: Final = ("dtype", "shape", "data_offsets")
 _CODES: Final = {name: code for code, name in enumerate(SAFETENSORS)}
 
-_WS: Final = rb"[ \t\n\r]*+"
 _UINT: Final = rb"(?:0|[1-9][0-9]*+)"
-_SPACE = re.compile(_WS)
-# Possessive repeats: an ordinary one would keep a backtracking record for every escape in a hostile string.
-_STRING = re.compile(rb'"((?:[^"\\\x00-\x1f]++|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*+)"')
-_NUMBER = re.compile(rb"-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?+(?:[eE][+-]?[0-9]++)?+")
-_LITERAL = re.compile(rb"true|false|null")
 _INTEGER = re.compile(_UINT + rb"(?![0-9.eE])")
-_INTEGERS = re.compile(rb"(?:%b(?:0|[1-9][0-9]{0,19}+)%b,){1,4096}+" % (_WS, _WS))
-_SPACE_COMMA = re.compile(_WS + rb"," + _WS)
-# In this pattern a blank stands for white space that may be there.
-_TYPICAL_TENSOR = re.compile(
-    rb'"([^"\\\x00-\x1f]*+)" : \{ "dtype" : "([A-Z0-9_]++)" , "shape" : '
-    rb"\[ ((?:0|[1-9][0-9]{0,18})(?: , (?:0|[1-9][0-9]{0,18})){0,7}+)?+ \] , "
-    rb'"data_offsets" : \[ (0|[1-9][0-9]{0,18}) , (0|[1-9][0-9]{0,18}) \] \}'.replace(b" ", _WS)
+_INTEGERS = pattern(rb"(?: (?:0|[1-9][0-9]{0,19}+) ,){1,4096}+")
+_SPACE_COMMA = pattern(rb" , ")
+_TYPICAL: Final = (
+    rb'"([^"\\\x00-\x1f]*+)" : \{%b "dtype" : "([A-Z0-9_]++)" ,%b "shape" : '
+    rb"\[ ((?:0|[1-9][0-9]{0,18})(?: , (?:0|[1-9][0-9]{0,18})){0,7}+)?+ \] ,%b "
+    rb'"data_offsets" : \[ (0|[1-9][0-9]{0,18}) , (0|[1-9][0-9]{0,18}) \]%b \}'
 )
+_TYPICAL_TENSOR = pattern(_TYPICAL % (b"", b"", b"", b""))
+_TENSOR_WITH_MORE = pattern(_TYPICAL % (*[rb"(?: %b ,)*+" % UNKNOWN] * 3, rb"(?: , %b)*+" % UNKNOWN))
 
 
 def scan(header: bytes, *, path: str, rules: HeaderRules) -> tuple[TensorColumns, dict[str, str]]:
@@ -72,14 +62,13 @@ def scan(header: bytes, *, path: str, rules: HeaderRules) -> tuple[TensorColumns
     return _Scanner(header, path, strict=rules is HeaderRules.STRICT).scan()
 
 
-class _Scanner:
-    """One pass over one header; ``position`` is the next byte to read."""
+class _Scanner(HeaderText):
+    """One pass over one header."""
 
     def __init__(self, header: bytes, path: str, *, strict: bool) -> None:
-        self.header = header
-        self.path = path
+        super().__init__(header, path)
         self.strict = strict
-        self.position = 0
+        self.typical = _TYPICAL_TENSOR if strict else _TENSOR_WITH_MORE
         self.columns = TensorColumns()
         self.metadata: dict[str, str] | None = None
         self.metadata_seen = False
@@ -103,70 +92,6 @@ class _Scanner:
             self.columns = self.columns.select(list(self.row_of.values()))
         return self.columns, self.metadata or {}
 
-    # Errors
-
-    def error(self, message: str, *, tensor: str | None = None, hint: str = "") -> HeaderError:
-        hint = hint or "the file is damaged or was written by a faulty tool: fetch it again or convert it again"
-        return HeaderError(f"{self.path}: {message}", hint=hint, path=self.path, tensor=tensor)
-
-    def refuse(self, message: str, *, at: int | None = None, tensor: str | None = None) -> NoReturn:
-        position = self.position if at is None else at
-        found = printable(self.header[position : position + 24].decode("utf-8", "replace")) or "the end of the header"
-        raise self.error(f"{message} (byte {position:,} of the header: {found!r})", tensor=tensor)
-
-    # Tokens
-
-    def skip_space(self) -> None:
-        match = _SPACE.match(self.header, self.position)
-        assert match is not None, "a pattern that may be empty always matches"
-        self.position = match.end()
-
-    def peek(self) -> bytes:
-        return self.header[self.position : self.position + 1]
-
-    def accept(self, byte: bytes) -> bool:
-        self.skip_space()
-        if self.peek() != byte:
-            return False
-        self.position += 1
-        return True
-
-    def expect(self, byte: bytes, where: str) -> None:
-        if not self.accept(byte):
-            self.refuse(f"the header is not JSON: expected '{byte.decode()}' {where}")
-
-    def text(self, what: str) -> str:
-        """Read a string, resolving its escapes."""
-        self.skip_space()
-        match = _STRING.match(self.header, self.position)
-        if match is None:
-            self.refuse(f"expected {what}, a string")
-        raw = match[1]
-        if b"\\" not in raw:
-            value = raw.decode("utf-8")
-        else:
-            value = str(json.loads(match[0].decode("utf-8")))
-            try:
-                value.encode("utf-8")
-            except UnicodeEncodeError:
-                self.refuse(f"{what} has a lone surrogate escape")
-        self.position = match.end()
-        return value
-
-    def members(self, member: Callable[[str], None]) -> None:
-        """Read an object, calling ``member`` with each key; it has to read the value."""
-        self.position += 1
-        if self.accept(b"}"):
-            return
-        while True:
-            key = self.text("a name")
-            self.expect(b":", "after a name")
-            self.skip_space()
-            member(key)
-            if self.accept(b"}"):
-                return
-            self.expect(b",", "or '}' after a value")
-
     # The levels of a header
 
     def top_level_member(self, name: str) -> None:
@@ -179,7 +104,7 @@ class _Scanner:
     def typical_tensors(self) -> None:
         """Read on as long as tensors have the form that writers use, which one pattern matches at once."""
         while (separator := _SPACE_COMMA.match(self.header, self.position)) is not None:
-            match = _TYPICAL_TENSOR.match(self.header, separator.end())
+            match = self.typical.match(self.header, separator.end())
             code = None if match is None else _CODES.get(match[2].decode("ascii"))
             if match is None or code is None or match[1] == _METADATA.encode():
                 return
@@ -234,7 +159,7 @@ class _Scanner:
                 self.skip_value(depth=2)
 
         if self.peek() == b"{":
-            self.members(field)
+            self.members(field, ignore_unknown=not self.strict)
         elif self.peek() == b"[" and not self.strict:
             self.position += 1
             for index, key in enumerate(_FIELDS):
@@ -323,38 +248,3 @@ class _Scanner:
         dims.append(self.integer("shape", name, shown))
         self.expect(b"]", f"after the shape of {shown}")
         return len(dims) - before
-
-    # Values that are read and not kept
-
-    def skip_value(self, depth: int) -> None:
-        """Read a value below ``depth`` levels of nesting, checking everything the reference parser checks."""
-        first = self.peek()
-        if first in (b"{", b"["):
-            if depth >= _DEPTH_MAX:
-                self.refuse(f"values are nested deeper than {_DEPTH_MAX} levels")
-            if first == b"{":
-                self.members(lambda _key: self.skip_value(depth + 1))
-            else:
-                self.skip_list(depth + 1)
-        elif first == b'"':
-            self.text("a value")
-        elif (literal := _LITERAL.match(self.header, self.position)) is not None:
-            self.position = literal.end()
-        else:
-            number = _NUMBER.match(self.header, self.position)
-            if number is None:
-                self.refuse("the header is not JSON: expected a value")
-            if exceeds_double(number[0]):
-                self.refuse("a number is out of range")
-            self.position = number.end()
-
-    def skip_list(self, depth: int) -> None:
-        self.position += 1
-        if self.accept(b"]"):
-            return
-        while True:
-            self.skip_space()
-            self.skip_value(depth)
-            if self.accept(b"]"):
-                return
-            self.expect(b",", "or ']' after a value")

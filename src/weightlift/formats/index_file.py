@@ -113,24 +113,26 @@ def _decode(path: Path, text: bytes) -> dict[str, str]:
 
 
 def _require_inside(path: Path, tensor: str, shard: str) -> None:
-    windows = PureWindowsPath(shard)
-    if not shard:
-        reason = "an empty name"
-    elif "\0" in shard:
-        reason = "a name with a NUL character"
-    elif "\\" in shard:
-        reason = "a name with a backslash"
-    elif shard.startswith("/") or windows.drive or windows.root:
-        reason = "an absolute path"
-    elif ".." in PurePosixPath(shard).parts:
-        reason = "a path that leads out of the index's folder"
-    elif not PurePosixPath(shard).parts:
-        reason = "a folder"
-    else:
-        return
-    raise IndexFileError(
-        f"{shown_path(path)}: tensor '{printable(tensor)}' is said to be in '{printable(shard)}', {reason}",
-        hint="an index may only name files beside it: do not trust this download",
-        path=path,
-        tensor=tensor,
-    )
+    if reason := reason_to_refuse(shard):
+        raise IndexFileError(
+            f"{shown_path(path)}: tensor '{printable(tensor)}' is said to be in '{printable(shard)}', {reason}",
+            hint="an index may only name files beside it: do not trust this download",
+            path=path,
+            tensor=tensor,
+        )
+
+
+def reason_to_refuse(name: str) -> str:
+    """Why a file name out of a downloaded file must not be followed, or nothing if it may be."""
+    windows = PureWindowsPath(name)
+    if not name:
+        return "an empty name"
+    if "\0" in name:
+        return "a name with a NUL character"
+    if "\\" in name:
+        return "a name with a backslash"
+    if name.startswith("/") or windows.drive or windows.root:
+        return "an absolute path"
+    if ".." in PurePosixPath(name).parts:
+        return "a path that leads out of its folder"
+    return "" if PurePosixPath(name).parts else "a folder"

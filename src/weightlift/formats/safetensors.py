@@ -116,11 +116,8 @@ def parse_header(header: bytes, *, path: Path, file_size: int, rules: HeaderRule
         UnsupportedDtypeError: a tensor has an unknown data type.
         TruncatedFileError: the tensors do not fit the file.
     """
-    # Imported here because msgspec is not needed, and not loaded, until a header is read.
-    from weightlift.formats.header_scanner import scan
-
     is_plain = rules is not HeaderRules.STRICT or header[:1] == b"{"
-    columns, metadata = (decode(header) if is_plain else None) or scan(header, path=shown_path(path), rules=rules)
+    columns, metadata = (decode(header) if is_plain else None) or _scan(header, path, rules)
     judge = _Judge(columns, path)
     judge.sort()
     judge.check_sizes()
@@ -128,6 +125,13 @@ def parse_header(header: bytes, *, path: Path, file_size: int, rules: HeaderRule
     data_offset = LENGTH_BYTES + len(header)
     judge.check_end(file_size, data_offset)
     return Header(judge.columns, metadata, data_offset)
+
+
+def _scan(header: bytes, path: Path, rules: HeaderRules) -> tuple[TensorColumns, dict[str, str]]:
+    # Few files need it, and its patterns take longer to compile than an ordinary header to decode.
+    from weightlift.formats.header_scanner import scan
+
+    return scan(header, path=shown_path(path), rules=rules)
 
 
 class _Judge:

@@ -1,4 +1,4 @@
-"""System calls that Python does not wrap: cachestat, statx's direct-I/O fields, mincore.
+"""System calls that Python does not wrap: cachestat, statx's direct-I/O fields, mincore, io_uring's set-up.
 
 Owns the numbers and layouts of the kernel's interface and nothing else: no policy, no fallbacks from one call to
 another. Each function answers ``None`` where the system lacks the call and raises ``OSError`` where it failed.
@@ -29,12 +29,16 @@ MADV_POPULATE_WRITE: Final = 23
 
 # Since Linux 5.1 new calls get one number for all architectures; only these families add an offset of their own.
 _CACHESTAT: Final = 451
+_IO_URING_SETUP: Final = 425
+_IO_URING_PARAMETERS_BYTES: Final = 120
 _OWN_NUMBERING: Final = ("alpha", "mips")
 
 _AT_EMPTY_PATH: Final = 0x1000
 _STATX_DIOALIGN: Final = 0x2000
 _STATX_BYTES: Final = 256
 _STATX_BASIC_STATS: Final = 0x7FF
+_STATX_MODE_AT: Final = 28
+_STATX_MODE: Final = struct.Struct("=H")
 _STATX_INODE_AT: Final = 32
 _STATX_INODE_SIZE_MODIFIED: Final = struct.Struct("=QQ64xqI")
 """Inode and size; past blocks, attributes and the times of access, birth and change, the time of modification."""
@@ -45,6 +49,8 @@ _STATX_OFFSET_ALIGNMENT_AT: Final = 156
 
 QUICK_RANGE_BYTES: Final = 64 << 20
 """File ranges up to this length are looked at with the interpreter lock held: it takes about a millisecond at most."""
+QUICK_READ_BYTES: Final = 4 << 20
+"""Cached parts of files up to this length are read with the interpreter lock held."""
 _SMALL_READ_BYTES: Final = 8 << 10
 _MAP_FAILED: Final = ctypes.c_void_p(-1).value
 
@@ -90,6 +96,14 @@ def _libc(*, held: bool = False) -> ctypes.CDLL | None:
     libc.read.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
     libc.read.restype = ctypes.c_ssize_t
     libc.close.argtypes = [ctypes.c_int]
+    if hasattr(libc, "pread64"):
+        libc.pread64.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64]
+        libc.pread64.restype = ctypes.c_ssize_t
+    if hasattr(libc, "posix_fadvise64"):
+        libc.posix_fadvise64.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_int]
+    if hasattr(libc, "preadv64v2"):
+        libc.preadv64v2.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_int]
+        libc.preadv64v2.restype = ctypes.c_ssize_t
     return libc
 
 
@@ -124,6 +138,26 @@ def cachestat(fd: int, offset: int, length: int) -> CacheStat | None:
     return CacheStat(*counts)
 
 
+def io_uring_setup() -> int | None:
+    """Make the smallest ring that io_uring knows, to find out whether this process may.
+
+    Returns:
+        Its descriptor, to be closed; ``None`` where the kernel has no such call.
+
+    Raises:
+        OSError: ``EPERM`` where it is switched off (``kernel.io_uring_disabled``) or forbidden by a sandbox.
+    """
+    libc = _libc(held=True)
+    if libc is None:
+        return None
+    fd = int(libc.syscall(_IO_URING_SETUP, 1, ctypes.create_string_buffer(_IO_URING_PARAMETERS_BYTES), None, 0))
+    if fd < 0:
+        if ctypes.get_errno() == errno.ENOSYS:
+            return None
+        raise _failure("io_uring_setup")
+    return fd
+
+
 class FileStatus(NamedTuple):
     """What tells one state of one file from another."""
 
@@ -139,15 +173,25 @@ def file_status(fd: int) -> FileStatus:
     Raises:
         OSError: the file cannot be asked.
     """
+    return file_status_and_mode(fd)[0]
+
+
+def file_status_and_mode(fd: int) -> tuple[FileStatus, int]:
+    """The same with the file's mode, as ``stat.S_ISREG`` takes it.
+
+    Raises:
+        OSError: the file cannot be asked.
+    """
     statx = getattr(_libc(held=True), "statx", None)
     if statx is not None:
         buffer = ctypes.create_string_buffer(_STATX_BYTES)
         if statx(fd, b"", _AT_EMPTY_PATH, _STATX_BASIC_STATS, buffer) == 0:
             inode, size, *_, seconds, nanoseconds = _STATX_INODE_SIZE_MODIFIED.unpack_from(buffer, _STATX_INODE_AT)
             major, minor = _STATX_DEVICE.unpack_from(buffer, _STATX_DEVICE_AT)
-            return FileStatus(os.makedev(major, minor), inode, size, seconds * 10**9 + nanoseconds)
+            (mode,) = _STATX_MODE.unpack_from(buffer, _STATX_MODE_AT)
+            return FileStatus(os.makedev(major, minor), inode, size, seconds * 10**9 + nanoseconds), mode
     status = os.fstat(fd)
-    return FileStatus(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    return FileStatus(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns), status.st_mode
 
 
 def statx_direct_alignment(fd: int) -> tuple[int, int] | None:
@@ -213,6 +257,26 @@ def resident_pages(fd: int, offset: int, length: int) -> bytes | None:
     return bytes(entry & 1 for entry in vector.raw)
 
 
+def takes_read_flags(fd: int, offset: int, flags: int) -> bool:
+    """Whether a read of one byte may carry some of the flags of ``preadv2``.
+
+    Args:
+        fd: an open file.
+        offset: where; at or beyond the end of the file, the read returns at once and the interpreter lock is held.
+        flags: the flags.
+    """
+    preadv = getattr(_libc(held=True), "preadv64v2", None)
+    if preadv is None:
+        try:
+            os.preadv(fd, [bytearray(1)], offset, flags)
+        except (OSError, NotImplementedError):
+            return False
+        return True
+    byte = ctypes.create_string_buffer(1)
+    vector = (ctypes.c_size_t * 2)(ctypes.addressof(byte), 1)
+    return int(preadv(fd, vector, 1, offset, flags)) >= 0
+
+
 def advise_dont_need(fd: int, offset: int, length: int) -> None:
     """Ask the kernel to forget a file range; clean pages that no live mapping holds leave the page cache.
 
@@ -228,6 +292,20 @@ def advise_dont_need(fd: int, offset: int, length: int) -> None:
     """
     if sys.platform == "linux":
         os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
+
+
+def forget_memory(address: int, length: int) -> None:
+    """Give private memory of this process back to the system; it holds zeros when it is next touched.
+
+    Does nothing where the system has no such call.
+
+    Args:
+        address: first byte, at a page boundary.
+        length: bytes, whole pages.
+    """
+    libc = _libc()
+    if libc is not None:
+        libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(length), MADV_DONTNEED)
 
 
 def read_small(path: str | os.PathLike[str]) -> bytes | None:
@@ -253,6 +331,27 @@ def read_small(path: str | os.PathLike[str]) -> bytes | None:
         return None if count < 0 else b"".join(parts)
     finally:
         libc.close(fd)
+
+
+def read_cached(fd: int, offset: int, length: int) -> bytes | None:
+    """Read a range that the page cache is known to hold, holding the interpreter lock, see :func:`_libc`.
+
+    Returns:
+        At most ``length`` bytes; ``None`` where they have to be read in another way.
+    """
+    pread = getattr(_libc(held=True), "pread64", None)
+    if pread is None or length > QUICK_READ_BYTES:
+        return None
+    buffer = ctypes.create_string_buffer(length)
+    count = pread(fd, buffer, length, offset)
+    return None if count < 0 else buffer.raw[:count]
+
+
+def read_ahead_nothing(fd: int) -> None:
+    """Have reads of this descriptor bring into the page cache what they read and no more; where known, else nothing."""
+    advise = getattr(_libc(held=True), "posix_fadvise64", None)
+    if advise is not None:
+        advise(fd, 0, 0, os.POSIX_FADV_RANDOM)
 
 
 def open_quickly(path: str | os.PathLike[str], flags: int) -> int:

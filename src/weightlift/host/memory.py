@@ -37,14 +37,14 @@ class ProcessMemory:
 
 def process_memory(root: Path = ROOT) -> ProcessMemory | None:
     """What this process holds now; the kernel's counters may lag by some hundred KiB per processor."""
-    rows = _kilobytes(read_text(root / "proc/self/status") or "")
+    rows = kilobyte_rows(read_text(root / "proc/self/status") or "")
     try:
         return ProcessMemory(rows["RssAnon"], rows["RssFile"], rows["RssShmem"])
     except KeyError:
         return None
 
 
-def _kilobytes(text: str) -> dict[str, int]:
+def kilobyte_rows(text: str) -> dict[str, int]:
     """Values in bytes of the lines like ``RssAnon:   112 kB``."""
     values: dict[str, int] = {}
     for line in text.splitlines():
@@ -57,6 +57,23 @@ def _kilobytes(text: str) -> dict[str, int]:
 
 
 @dataclass(frozen=True, slots=True)
+class Room:
+    """What one limit leaves: the machine's own memory, or the limit of one control group.
+
+    Attributes:
+        group: the control group's name; empty for the machine.
+        version: of the control group, 1 or 2; 0 for the machine.
+        limit_bytes: all there is, or all that the group allows.
+        available_bytes: what is left of it.
+    """
+
+    group: str
+    version: int
+    limit_bytes: int
+    available_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Headroom:
     """How much more memory this process can take before something has to give.
 
@@ -66,6 +83,7 @@ class Headroom:
         total_bytes: the machine's memory, or the limit of that control group.
         swap_free_bytes: swap that is left beside it.
         sentence: the same for people.
+        rooms: the machine, then the control groups whose limits are below it.
     """
 
     available_bytes: int
@@ -73,34 +91,33 @@ class Headroom:
     total_bytes: int
     swap_free_bytes: int
     sentence: str
+    rooms: tuple[Room, ...] = ()
 
 
 def headroom(root: Path = ROOT) -> Headroom | None:
     """Memory left for this process, from the machine's ``MemAvailable`` and the limits of all its control groups."""
-    machine = _kilobytes(read_text(root / "proc/meminfo") or "")
+    machine = kilobyte_rows(read_text(root / "proc/meminfo") or "")
     try:
-        available, total = machine["MemAvailable"], machine["MemTotal"]
+        rooms = [Room("", 0, machine["MemTotal"], machine["MemAvailable"])]
     except KeyError:
         return None
     swap_free = machine.get("SwapFree", 0)
-    tightest: CgroupLevel | None = None
     for level in cgroup_levels("memory", root):
         swap_free = min(swap_free, _swap_left(level, swap_free))
         limit = _limit(level)
         used = _used(level)
-        if limit is None or used is None or limit >= machine["MemTotal"]:
-            continue
-        left = max(0, limit - used)
-        if left < available:
-            available, total, tightest = left, limit, level
-    if tightest is None:
+        if limit is not None and used is not None and limit < machine["MemTotal"]:
+            rooms.append(Room(level.name, level.version, limit, max(0, limit - used)))
+    tightest = min(rooms, key=lambda room: room.available_bytes)
+    available, total = tightest.available_bytes, tightest.limit_bytes
+    if not tightest.version:
         sentence = f"{format_bytes(available)} of the machine's {format_bytes(total)} are available"
-        return Headroom(available, "machine", total, swap_free, sentence)
+        return Headroom(available, "machine", total, swap_free, sentence, tuple(rooms))
     sentence = (
         f"{format_bytes(available)} are available of the {format_bytes(total)} that the control group "
-        f"{tightest.name} allows"
+        f"{tightest.group} allows"
     )
-    return Headroom(available, "cgroup", total, swap_free, sentence)
+    return Headroom(available, "cgroup", total, swap_free, sentence, tuple(rooms))
 
 
 def _limit(level: CgroupLevel) -> int | None:
@@ -139,7 +156,12 @@ def swap_counters(root: Path = ROOT) -> tuple[int, int] | None:
 
 def pressure_stall_seconds(root: Path = ROOT) -> float | None:
     """Seconds since start in which some task of the machine waited for memory."""
-    for line in (read_text(root / "proc/pressure/memory") or "").splitlines():
+    return stalled_seconds(read_text(root / "proc/pressure/memory") or "")
+
+
+def stalled_seconds(pressure: str) -> float | None:
+    """Seconds in which some task waited, from the text of the machine's or a control group's pressure file."""
+    for line in pressure.splitlines():
         kind, *fields = line.split()
         if kind == "some":
             # The kernel counts in microseconds.

@@ -8,23 +8,30 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from bisect import bisect_right
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from weightlift.host import kernel
-from weightlift.host.kernel import QUICK_RANGE_BYTES
+from weightlift.host.probes import Probe
 from weightlift.units import align_down, align_up
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
-    CountCached = Callable[[int, int, int, int], list[int | None]]
+    from weightlift.host.probes import RunProbes
 
-_RESIDENCY_STEP_BYTES: Final = 64 << 20
+BLOCK_GRANULES: Final = 16
+"""How many granules :func:`residency_map` looks at together first."""
+
 _VECTOR_WINDOW_BYTES: Final = 1 << 30
-_BLOCK_GRANULES: Final = 16
+_SWEEPS_MAX: Final = 20
+_SWEEP_PAUSE_SECONDS: Final = 0.005
+
+SWEPT_BYTES: Final = 64 << 10
+"""What may be left after a sweep and still count as nothing."""
 
 
 class Residency(IntEnum):
@@ -104,26 +111,45 @@ def _cached_bytes(fd: int, offset: int, length: int) -> int | None:
         return None
 
 
-def residency(fd: int, size_bytes: int, count: CountCached | None = None) -> int | None:
+def residency(fd: int, size_bytes: int) -> int | None:
     """How much of a file the page cache holds, in bytes; ``None`` if the system will not tell.
 
     Args:
         fd: a file open for reading.
         size_bytes: its size.
-        count: a quicker :func:`count_cached`.
     """
-    total = 0
-    step = _RESIDENCY_STEP_BYTES if count else max(size_bytes, 1)
-    for cached in _counted(fd, 0, size_bytes, step, count):
-        if cached is None:
-            return None
-        total += cached
-    return total
+    return _cached_bytes(fd, 0, size_bytes) if size_bytes else 0
 
 
-def _counted(fd: int, offset: int, length: int, step: int, quicker: CountCached | None) -> list[int | None]:
-    """Cached bytes per step; short ranges are worth neither threads nor the interpreter lock that waiting costs."""
-    return (count_cached if length <= QUICK_RANGE_BYTES else quicker or count_cached)(fd, offset, length, step)
+def count_together(
+    files: Sequence[tuple[int, int]], step: int, ask: RunProbes, trials: Sequence[Probe] = ()
+) -> tuple[list[list[int | None]], list[int]]:
+    """Cached bytes of whole files, step by step, asked together with trial reads.
+
+    Args:
+        files: descriptor and size in bytes of each.
+        step: bytes per count, a multiple of the page size.
+        ask: how to ask.
+        trials: reads to ask for in the same go.
+
+    Returns:
+        For each file what :func:`count_cached` gives, and the answers to the trials.
+    """
+    probes = list(trials)
+    firsts = []
+    for fd, size in files:
+        firsts.append(len(probes))
+        probes += [Probe(fd, start, min(step, size - start)) for start in range(0, size, step)]
+    answers = ask(probes) if probes else []
+    counts: list[list[int | None]] = []
+    for (fd, size), first in zip(files, firsts, strict=True):
+        pages = answers[first : first + -(-size // step)]
+        if min(pages, default=0) < 0:
+            # The kernel lacks the call or refuses; what else may be believed is known there.
+            counts.append(count_cached(fd, 0, size, step))
+        else:
+            counts.append([min(n * kernel.PAGE_SIZE, step, size - i * step) for i, n in enumerate(pages)])
+    return counts, answers[: len(trials)]
 
 
 def _judge(cached_bytes: int, length: int) -> Residency:
@@ -133,7 +159,7 @@ def _judge(cached_bytes: int, length: int) -> Residency:
 
 
 def residency_map(
-    fd: int, size_bytes: int, granule_bytes: int, count: CountCached | None = None
+    fd: int, size_bytes: int, granule_bytes: int, blocks: Sequence[int | None] | None = None
 ) -> ResidencyMap | None:
     """Record what the page cache holds of a file.
 
@@ -145,24 +171,27 @@ def residency_map(
         fd: a file open for reading.
         size_bytes: its size.
         granule_bytes: resolution, a multiple of the page size.
-        count: a quicker :func:`count_cached`.
+        blocks: cached bytes of its blocks, if they have been counted already.
 
     Returns:
         The map, or ``None`` if the system will not tell.
     """
     assert granule_bytes > 0, granule_bytes
     assert granule_bytes % kernel.PAGE_SIZE == 0, granule_bytes
+    block_bytes = granule_bytes * BLOCK_GRANULES
+    counts = count_cached(fd, 0, size_bytes, block_bytes) if blocks is None else blocks
+    if size_bytes and None not in counts and (whole := sum(count or 0 for count in counts)) in {0, size_bytes}:
+        return ResidencyMap(granule_bytes, size_bytes, whole, (ResidencyRun(0, size_bytes, _judge(whole, size_bytes)),))
     runs: list[ResidencyRun] = []
     total = 0
-    block_bytes = granule_bytes * _BLOCK_GRANULES
-    for index, cached in enumerate(_counted(fd, 0, size_bytes, block_bytes, count)):
+    for index, cached in enumerate(counts):
         if cached is None:
             return None
         start = index * block_bytes
         length = min(block_bytes, size_bytes - start)
         parts = [cached]
         if _judge(cached, length) is Residency.PARTIAL:
-            parts = [part or 0 for part in _counted(fd, start, length, granule_bytes, count)]
+            parts = [part or 0 for part in count_cached(fd, start, length, granule_bytes)]
         total += sum(parts)
         runs.extend(_runs_of(parts, start, length, granule_bytes if len(parts) > 1 else block_bytes))
     return ResidencyMap(granule_bytes, size_bytes, total, tuple(_merged(runs)))
@@ -220,6 +249,43 @@ def absent_ranges(fd: int, cached: ResidencyMap) -> list[tuple[int, int]]:
     return [(run.offset, run.length) for run in _merged(exact) if run.state is Residency.ABSENT]
 
 
+def absent_in(fd: int, offset: int, length: int) -> list[tuple[int, int]] | None:
+    """The exact ranges of the pages under a part of a file that are not cached; ``None`` if the system will not tell.
+
+    Args:
+        fd: a file open for reading.
+        offset: start of the part in bytes.
+        length: its length in bytes.
+    """
+    if not length:
+        return []
+    start = align_down(offset, kernel.PAGE_SIZE)
+    length = align_up(offset + length, kernel.PAGE_SIZE) - start
+    cached = _cached_bytes(fd, start, length)
+    if cached is None:
+        return None
+    if _judge(cached, length) is not Residency.PARTIAL:
+        return [] if cached else [(start, length)]
+    runs = _merged(_page_runs(fd, start, length))
+    return [(run.offset, run.length) for run in runs if run.state is Residency.ABSENT]
+
+
+def united(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same ranges in file order, those that touch or overlap made one.
+
+    Args:
+        ranges: offset and length in bytes of each.
+    """
+    found: list[tuple[int, int]] = []
+    for offset, length in sorted(ranges):
+        if found and offset <= sum(found[-1]):
+            first, held = found[-1]
+            found[-1] = (first, max(held, offset + length - first))
+        else:
+            found.append((offset, length))
+    return found
+
+
 def _page_runs(fd: int, offset: int, length: int) -> Iterator[ResidencyRun]:
     """Runs of absent and resident pages in a range that starts at a page boundary."""
     end = offset + length
@@ -275,6 +341,24 @@ def sweep(fd: int, ranges: Iterable[tuple[int, int]]) -> None:
         stop = align_up(size, kernel.PAGE_SIZE) if end >= size else align_down(end, kernel.PAGE_SIZE)
         if stop > start:
             kernel.advise_dont_need(fd, start, stop - start)
+
+
+def sweep_until_settled(fd: int, ranges: Sequence[tuple[int, int]]) -> int | None:
+    """Drop ranges like :func:`sweep`, again and again for a moment, until nothing to speak of is left.
+
+    Read-ahead that is still under way is passed over by the kernel and arrives afterwards.
+
+    Returns:
+        How many bytes of the ranges are still cached; ``None`` if the system will not tell.
+    """
+    left: int | None = 0
+    for _ in range(_SWEEPS_MAX if ranges else 0):
+        sweep(fd, ranges)
+        left = cached_in(fd, ranges)
+        if left is None or left <= SWEPT_BYTES:
+            break
+        time.sleep(_SWEEP_PAUSE_SECONDS)
+    return left
 
 
 def _joined(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:

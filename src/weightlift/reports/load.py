@@ -75,6 +75,8 @@ def _summary(report: LoadReport, path: str | os.PathLike[str]) -> Table:
     grid.add_row("why", text(report.reason))
     grid.add_row("page cache", text(_page_cache(report)))
     grid.add_row("memory", text(_memory(report)))
+    if report.fit:
+        grid.add_row("fit", text(report.fit))
     if report.engine != "none":
         grid.add_row("engine", text(_engine(report)))
         grid.add_row("bottleneck", text(report.bottleneck + _ceiling(report)))
@@ -143,10 +145,13 @@ def _ceiling(report: LoadReport) -> str:
 
 def _trouble(report: LoadReport) -> str:
     stalled = report.pressure_stall_seconds or 0.0
+    first, more = next(iter(report.interventions), None), len(report.interventions) - 1
     return joined(
         f"the machine swapped {format_bytes(report.swap_out_bytes)} out" if report.swap_out_bytes else "",
         f"the machine swapped {format_bytes(report.swap_in_bytes)} in" if report.swap_in_bytes else "",
         f"programs waited {seconds_text(stalled)} for memory" if stalled >= 0.01 else "",
+        f"at {first.seconds:.1f} s memory got short ({first.action})" if first else "",
+        f"{counted(more, 'more step')} like that" if more > 0 else "",
     )
 
 

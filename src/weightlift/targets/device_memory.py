@@ -57,6 +57,10 @@ class DeviceMemory(Protocol):
         """The handle of the stream on which the calling thread enqueues its work on this device."""
         ...
 
+    def reusable_bytes(self) -> int:
+        """What the framework holds of this device's memory without using it."""
+        ...
+
 
 class TorchMemory:
     """Device memory from torch's caching allocator.
@@ -80,9 +84,14 @@ class TorchMemory:
     def _count_cache(self) -> None:
         """Count what the allocator holds without using it as free, once that matters; asking it takes a while."""
         self._counted_cache = True
-        if self._device.type == "cuda":
-            memory = self._torch.cuda
-            self._room += memory.memory_reserved(self._device) - memory.memory_allocated(self._device)
+        self._room += self.reusable_bytes()
+
+    def reusable_bytes(self) -> int:
+        """See :class:`DeviceMemory`."""
+        if self._device.type != "cuda":
+            return 0
+        memory = self._torch.cuda
+        return int(memory.memory_reserved(self._device) - memory.memory_allocated(self._device))
 
     def expect(self, nbytes: int) -> None:
         """See :class:`DeviceMemory`.

@@ -22,7 +22,12 @@ if TYPE_CHECKING:
     from weightlift.operations import ChunkReady
 
 
-def _xxh3() -> Any:
+def xxh3_128() -> Any:
+    """The constructor of the hash.
+
+    Raises:
+        MissingExtraError: xxhash is not installed.
+    """
     try:
         return importlib.import_module("xxhash").xxh3_128
     except ImportError as err:
@@ -31,7 +36,27 @@ def _xxh3() -> Any:
 
 def digest_of(buffer: Any) -> str:
     """The xxh3-128 digest of a buffer, in hexadecimal."""
-    return str(_xxh3()(buffer).hexdigest())
+    return str(xxh3_128()(buffer).hexdigest())
+
+
+class InOrder:
+    """Puts the chunks of several ranges back into file order, range by range.
+
+    Args:
+        starts: where each range begins in its file.
+    """
+
+    def __init__(self, starts: Sequence[int]) -> None:
+        self._expected = list(starts)
+        self._early: dict[int, dict[int, ChunkReady]] = {}
+
+    def take(self, want: int, chunk: ChunkReady) -> Iterator[ChunkReady]:
+        """The chunks of a range whose turn has come with this one."""
+        early = self._early.setdefault(want, {})
+        early[chunk.offset] = chunk
+        while (ready := early.pop(self._expected[want], None)) is not None:
+            self._expected[want] += ready.length
+            yield ready
 
 
 class DigestTarget(Bound):
@@ -51,10 +76,9 @@ class DigestTarget(Bound):
         self._description = description
         self._rows = [row for row in rows if description.lengths[row]]
         self._empty = [row for row in rows if not description.lengths[row]]
-        self._new = _xxh3()
+        self._new = xxh3_128()
         self._hashers: dict[int, Any] = {}
-        self._expected: dict[int, int] = {}
-        self._early: dict[int, dict[int, ChunkReady]] = {}
+        self._in_order = InOrder([description.offsets[row] for row in self._rows])
         from concurrent.futures import ThreadPoolExecutor
 
         self._pools = [ThreadPoolExecutor(1, thread_name_prefix="weightlift-digest") for _ in range(max(1, threads))]
@@ -70,15 +94,9 @@ class DigestTarget(Bound):
 
     def receive(self, chunk: ChunkReady, want: int, release: Callable[[int], None]) -> None:
         """See :class:`~weightlift.targets.base.Target`."""
-        early = self._early.setdefault(want, {})
-        early[chunk.offset] = chunk
-        expected = self._expected.get(want, self._description.offsets[self._rows[want]])
-        while expected in early:
-            ready = early.pop(expected)
-            expected += ready.length
+        for ready in self._in_order.take(want, chunk):
             # One thread hashes all chunks of a tensor, so they stay in order.
             self._pools[want % len(self._pools)].submit(self._hash, want, ready, release)
-        self._expected[want] = expected
 
     def _hash(self, want: int, chunk: ChunkReady, release: Callable[[int], None]) -> None:
         row = self._rows[want]

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import ctypes
 import math
-from array import array
 from typing import TYPE_CHECKING, Any
 
 from weightlift.buffers import HostRegion
 from weightlift.layout import copy_table, lay_out
-from weightlift.operations import COPY_FIELDS, ChunkReady, CopyTable, Sink
+from weightlift.operations import ChunkReady, Sink
 from weightlift.plan import Wanted
 from weightlift.targets.base import Bound
 from weightlift.targets.frameworks import FLOATING, stored_shape
@@ -52,26 +51,28 @@ class HostTarget(Bound):
         self._region: HostRegion | None = None
         self.host_bytes = self._layout.region_bytes
 
+    @property
+    def staged_bytes(self) -> int:
+        """Most bytes that pass through slots: what is packed, and what a direct read cannot bring to its place."""
+        return sum(span.length for span in self._layout.spans if span.packed or not span.mirrored)
+
     def prepare(self) -> Sequence[Wanted]:
         """See :class:`~weightlift.targets.base.Target`."""
         layout = self._layout
         region = self._region = HostRegion(layout.region_bytes)
-        wanted = []
-        for span in layout.spans:
-            table = copy_table(self._description, layout, span, region.address)
-            wanted.append(
-                Wanted(
-                    span.shard,
-                    span.offset,
-                    span.length,
-                    Sink.COPY if span.packed else Sink.PLACE,
-                    0 if span.packed else region.address + span.place,
-                    span.mirrored,
-                    not span.packed,
-                    CopyTable(table, 0, len(table) // COPY_FIELDS),
-                )
+        return [
+            Wanted(
+                span.shard,
+                span.offset,
+                span.length,
+                Sink.COPY if span.packed else Sink.PLACE,
+                0 if span.packed else region.address + span.place,
+                span.mirrored,
+                not span.packed,
+                copy_table(self._description, layout, span, region.address),
             )
-        return wanted
+            for span in layout.spans
+        ]
 
     def receive(self, chunk: ChunkReady, want: int, release: Callable[[int], None]) -> None:
         """See :class:`~weightlift.targets.base.Target`; never called, since nothing is handed over."""
@@ -233,9 +234,3 @@ def assign_chunk(
         # Direct reads of files with unpadded headers leave elements at odd addresses.
         buffer = bytearray(buffer)
     maker.assign(flat, (chunk.offset - description.offsets[row]) // item, buffer, dtype, chunk.length // item)
-
-
-def address_table(entries: Sequence[tuple[int, int, int]]) -> CopyTable:
-    """A copy table from ``(file offset, length, address)`` entries."""
-    numbers = array("Q", [number for entry in entries for number in entry])
-    return CopyTable(numbers, 0, len(entries))

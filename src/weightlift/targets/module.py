@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Final
 from weightlift.dtypes import GGML_QUANTISED
 from weightlift.errors import StateMismatchError, printable
 from weightlift.layout import LARGE_TENSOR_BYTES, PACKED_GAP_BYTES, SLAB_BYTES
-from weightlift.operations import Sink
+from weightlift.operations import Sink, make_copy_table
 from weightlift.plan import Wanted
 from weightlift.targets.device import ReadyEvents
 from weightlift.targets.frameworks import stored_shape
-from weightlift.targets.host import address_table, assign_chunk
+from weightlift.targets.host import assign_chunk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -125,7 +125,7 @@ class ModuleTarget:
                 self._flush(shard, device, small)
                 entry = (offset, length, tensor.data_ptr())
                 self._wanted.append(
-                    Wanted(shard, offset, length, Sink.PLACE, tensor.data_ptr(), copies=address_table([entry]))
+                    Wanted(shard, offset, length, Sink.PLACE, tensor.data_ptr(), copies=make_copy_table([entry]))
                 )
             else:
                 small.append((offset, length, tensor.data_ptr()))
@@ -136,7 +136,7 @@ class ModuleTarget:
         if small:
             begin, end = small[0][0], small[-1][0] + small[-1][1]
             sink = Sink.COPY if device == _HOST else Sink.DEVICE
-            table = address_table(small)
+            table = make_copy_table(small)
             self._wanted.append(Wanted(shard, begin, end - begin, sink, copies=table, device=max(device, 0)))
             small.clear()
 

@@ -7,22 +7,19 @@ group that the calling process is in, and changes no group that exists already.
 from __future__ import annotations
 
 import contextlib
-import itertools
-import os
-import signal
 import subprocess
 import sys
 import time
 from typing import TYPE_CHECKING, Final
 
-from weightlift.host.cgroup import CgroupLevel, cgroup_levels
+from weightlift.host.groups import GroupUnavailable, make_group
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-_REMOVAL_TRIES: Final = 200
+    from weightlift.host.cgroup import CgroupLevel
+
 _POLL_SECONDS: Final = 0.01
-_numbers: Final = itertools.count()
 
 
 class CgroupUnavailable(Exception):  # noqa: N818 - a state of the machine that tests skip on, not a failure
@@ -56,6 +53,12 @@ class MemoryCgroup:
         now = self._level.read_table("memory.stat").get(name, 0)
         self._peak_anonymous_bytes = max(self._peak_anonymous_bytes, now)
         return now
+
+    def page_cache_bytes(self) -> int:
+        """File pages charged to the group now, without shared memory."""
+        cache, shared = ("total_cache", "total_shmem") if self._level.version == 1 else ("file", "shmem")
+        table = self._level.read_table("memory.stat")
+        return max(0, table.get(cache, 0) - table.get(shared, 0))
 
     @property
     def peak_anonymous_bytes(self) -> int:
@@ -107,59 +110,17 @@ def memory_cgroup(limit_bytes: int) -> Iterator[MemoryCgroup]:
     Raises:
         CgroupUnavailable: there is no such controller, or this user may not use it.
     """
-    level = _create()
-    try:
-        _limit(level, limit_bytes)
-        yield MemoryCgroup(level, limit_bytes)
-    finally:
-        _remove(level)
-
-
-def _create() -> CgroupLevel:
-    """A new group as near to the own one as the kernel allows."""
     if sys.platform != "linux":
         raise CgroupUnavailable(f"control groups need Linux, this is {sys.platform}")
-    reason = "no memory controller is mounted"
-    for parent in cgroup_levels("memory"):
-        folder = parent.folder / f"weightlift-{os.getpid()}-{next(_numbers)}"
-        try:
-            folder.mkdir()
-        except OSError as err:
-            reason = f"{folder} cannot be made: {err.strerror}"
-            continue
-        level = CgroupLevel(folder, f"{parent.name.rstrip('/')}/{folder.name}", parent.version)
-        if (folder / _limit_file(level)).exists():
-            return level
-        folder.rmdir()
-        reason = f"{parent.folder} does not hand the memory controller to groups below it"
-    raise CgroupUnavailable(reason)
-
-
-def _limit_file(level: CgroupLevel) -> str:
-    return "memory.limit_in_bytes" if level.version == 1 else "memory.max"
-
-
-def _limit(level: CgroupLevel, limit_bytes: int) -> None:
     try:
-        (level.folder / _limit_file(level)).write_text(str(limit_bytes))
-    except OSError as err:
-        raise CgroupUnavailable(f"{level.folder} takes no limit: {err.strerror}") from err
-    # Version 1 limits memory and swap together, version 2 swap alone; without swap accounting neither file exists.
-    file, value = ("memory.memsw.limit_in_bytes", limit_bytes) if level.version == 1 else ("memory.swap.max", 0)
-    with contextlib.suppress(OSError):
-        (level.folder / file).write_text(str(value))
-
-
-def _remove(level: CgroupLevel) -> None:
-    for _ in range(_REMOVAL_TRIES):
-        for process_id in (level.read("cgroup.procs") or "").split():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(process_id), signal.SIGKILL)
+        group = make_group("weightlift")
+    except GroupUnavailable as err:
+        raise CgroupUnavailable(str(err)) from err
+    try:
         try:
-            level.folder.rmdir()
-        except OSError:
-            # A killed process leaves its group a moment after the signal.
-            time.sleep(_POLL_SECONDS)
-        else:
-            return
-    raise RuntimeError(f"{level.folder} cannot be removed: processes in it do not end")
+            group.limit(limit_bytes, swap_bytes=0)
+        except GroupUnavailable as err:
+            raise CgroupUnavailable(str(err)) from err
+        yield MemoryCgroup(group.level, limit_bytes)
+    finally:
+        group.remove()

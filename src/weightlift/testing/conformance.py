@@ -1,5 +1,7 @@
 """What every engine has to keep, as a test class to inherit from; targets have theirs in ``target_conformance``.
 
+Tracing and pausing have a class of their own, ``trace_conformance``, to be inherited beside this one.
+
 A project that adds an engine writes one class with one method and gets the tests::
 
     class TestMyEngine(EngineConformance):
@@ -137,7 +139,7 @@ class EngineConformance(ABC):
         assert sorted(done) == list(range(len(extents))), "every extent is told once"
         bench.check_memory()
         landing.check(extents if sink is Sink.HAND_OVER else [], chunk_bytes)
-        assert (counters.claimed_bytes, counters.landed_bytes) == (total, total)
+        assert (counters.claimed_bytes, counters.read_bytes, counters.landed_bytes) == (total, total, total)
         assert counters.reads >= sum(-(-extent.length // chunk_bytes) for extent in extents)
         by_path = {ReadPath.DIRECT: use.direct_bytes, ReadPath.MAPPED: use.mapped_bytes}
         assert by_path.get(path, use.buffered_bytes) == total

@@ -37,6 +37,7 @@ class FakeMemory(TorchMemory):
     Attributes:
         stream: the caller's current stream.
         pending: whatever is allocated still has work queued on that stream, which writes :data:`PENDING`.
+        cached_bytes: what its allocator claims to hold without using it.
     """
 
     def __init__(self, gpu: FakeGpu, ordinal: int) -> None:
@@ -47,6 +48,7 @@ class FakeMemory(TorchMemory):
         self._held: list[Any] = []
         self.stream = gpu.runtime.create_stream(ordinal)
         self.pending = False
+        self.cached_bytes = 0
 
     def expect(self, nbytes: int) -> None:
         """See :class:`~weightlift.targets.device_memory.DeviceMemory`; the fake allocates nothing beforehand."""
@@ -70,6 +72,10 @@ class FakeMemory(TorchMemory):
         if self.pending:
             self._gpu.fill(self.stream, tensor.data_ptr(), PENDING, nbytes)
         return tensor
+
+    def reusable_bytes(self) -> int:
+        """See :class:`~weightlift.targets.device_memory.DeviceMemory`."""
+        return self.cached_bytes
 
     def current_stream(self) -> int:
         """See :class:`~weightlift.targets.device_memory.DeviceMemory`."""

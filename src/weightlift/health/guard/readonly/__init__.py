@@ -1,0 +1,1 @@
+"""The folder that ``weightlift guard --readonly-mappings`` puts on ``PYTHONPATH``; see ``sitecustomize.py`` in it."""
