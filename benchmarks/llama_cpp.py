@@ -190,8 +190,10 @@ def guarded(checkpoint: Checkpoint, package: Path, folder: Path) -> dict[str, An
         text=True,
         check=False,
     )
+    # llama.cpp talks on the same stream.
+    shown = [line for line in done.stderr.splitlines() if line.startswith("weightlift guard")]
     entries = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-    return {"exit": done.returncode, "shown": done.stderr.splitlines()[-40:], "log": entries}
+    return {"exit": done.returncode, "shown": shown, "log": entries}
 
 
 def _weightlift(*words: str) -> list[str]:
