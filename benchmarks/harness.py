@@ -31,6 +31,8 @@ SAMPLE_SECONDS = 0.004
 TIMEOUT_SECONDS = 600.0
 CHECK_EVERY = 16
 SPARE_BYTES = 256 * MIB
+KINDS = ("RssAnon", "RssFile", "RssShmem", "VmLck", "VmPin")
+"""Kinds of memory that are sampled, as ``/proc/PID/status`` calls them."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,6 +228,7 @@ def _measure_worker(case: Case, check_all: bool) -> Run:
         "gigabytes_per_second": checkpoint.tensor_bytes / seconds / 1e9,
         "peak_anonymous_bytes": worker.peak_bytes - base,
         "extra_anonymous_bytes": worker.peak_bytes - base - owned,
+        "peaks": worker.peak_kinds,
     }
 
 
@@ -269,10 +272,12 @@ class WorkerProcess:
 
     Attributes:
         peak_bytes: most anonymous memory seen in samples.
+        peak_kinds: most memory of every kind seen in samples, by the kernel's name for it.
     """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
         self.peak_bytes = 0
+        self.peak_kinds = dict.fromkeys(KINDS, 0)
         # A file, because nobody empties a pipe while the worker runs.
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in __exit__
         self._process = subprocess.Popen(
@@ -299,7 +304,9 @@ class WorkerProcess:
 
     def sample(self) -> None:
         """Look at the worker's memory once."""
-        self.peak_bytes = max(self.peak_bytes, self.anonymous_bytes())
+        for kind, nbytes in self.memory().items():
+            self.peak_kinds[kind] = max(self.peak_kinds[kind], nbytes)
+        self.peak_bytes = self.peak_kinds["RssAnon"]
 
     def say(self, word: str) -> None:
         """One word to the worker."""
@@ -329,11 +336,13 @@ class WorkerProcess:
 
     def anonymous_bytes(self) -> int:
         """The worker's resident anonymous memory right now."""
+        return self.memory().get("RssAnon", 0)
+
+    def memory(self) -> dict[str, int]:
+        """The worker's memory of every kind right now, in bytes."""
         with open(f"/proc/{self._process.pid}/status") as status:
-            for line in status:
-                if line.startswith("RssAnon:"):
-                    return int(line.split()[1]) * 1024
-        return 0
+            fields = (line.partition(":") for line in status)
+            return {name: int(value.split()[0]) * 1024 for name, _, value in fields if name in KINDS}
 
     def _last_words(self, event: str) -> str:
         self._process.wait()

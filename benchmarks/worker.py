@@ -62,6 +62,13 @@ def safetensors_open(request: Mapping[str, Any]) -> Load:
     return lambda: [safe_open(file, framework="pt") for file in request["files"]]
 
 
+def gguf_open(request: Mapping[str, Any]) -> Load:
+    """``gguf.GGUFReader``: the header, every value of which becomes an object; tensors are not read."""
+    import gguf
+
+    return lambda: gguf.GGUFReader(request["path"])
+
+
 def runai(request: Mapping[str, Any]) -> Load:
     """Run:ai Model Streamer into CPU tensors that the caller owns; its settings are environment variables."""
     from runai_model_streamer import SafetensorsStreamer
@@ -115,10 +122,60 @@ def readinto(request: Mapping[str, Any]) -> Load:
     return load
 
 
+def llama_cpp(request: Mapping[str, Any]) -> Load:
+    """llama.cpp's own load of a whole model into CPU memory, in one of its load modes.
+
+    Weights are not repacked for the processor, which other loaders do not do either. What it maps is returned, so that
+    every page of it can be touched.
+    """
+    import importlib
+
+    library = importlib.import_module("llama_cpp")
+    library.llama_backend_init()
+    options = request["options"]
+    parameters = library.llama_model_default_params()
+    parameters.load_mode = getattr(library, f"LLAMA_LOAD_MODE_{options['load_mode']}")
+    parameters.n_gpu_layers = 0
+    parameters.use_extra_bufts = False
+
+    def load() -> Tensors:
+        model = library.llama_model_load_from_file(request["path"].encode(), parameters)
+        if not model:
+            fail("llama.cpp did not load the model")
+        return mapped_parts(request["path"])
+
+    return load
+
+
+def mapped_parts(path: str) -> Tensors:
+    """The parts of a file that this process has mapped, as arrays over the mappings."""
+    import ctypes
+
+    import numpy
+
+    found = {}
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if line.endswith(path):
+            begin, end = (int(number, 16) for number in line.split()[0].split("-"))
+            memory = memoryview((ctypes.c_ubyte * (end - begin)).from_address(begin)).cast("B")
+            found[line] = numpy.frombuffer(memory, numpy.uint8)
+    return found
+
+
 CHANNEL = os.dup(1)
 ADAPTERS: dict[str, Callable[[Mapping[str, Any]], Load]] = {
     adapter.__name__: adapter
-    for adapter in (weightlift, weightlift_open, safetensors, safetensors_open, runai, fastsafetensors, readinto)
+    for adapter in (
+        weightlift,
+        weightlift_open,
+        safetensors,
+        safetensors_open,
+        runai,
+        fastsafetensors,
+        readinto,
+        llama_cpp,
+        gguf_open,
+    )
 }
 
 

@@ -5,8 +5,9 @@ Each resolves options once, picks a target, and lets a :class:`~weightlift.pipel
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack
+from collections import ChainMap
+from collections.abc import Iterator, Mapping, MutableMapping
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack, cast
 
 from weightlift.formats import describe
 from weightlift.loading import fit_rows, load_rows
@@ -64,12 +65,21 @@ class Checkpoint(Mapping[str, "TensorInfo"]):
         return len(self.description)
 
     @property
-    def metadata(self) -> dict[str, str]:
-        """Free-form text entries of all shards; where shards disagree, the first one counts."""
-        merged: dict[str, str] = {}
-        for shard in reversed(self.description.shards):
-            merged.update(shard.metadata)
-        return merged
+    def metadata(self) -> Mapping[str, Any]:
+        """What the headers of all shards say beside their tensors; where shards disagree, the first one counts.
+
+        Text for safetensors; numbers, text and lists for GGUF, whose lists are read when they are asked for; plain
+        values for PyTorch.
+        """
+        parts = [shard.metadata for shard in self.description.shards]
+        if all(isinstance(part, dict) for part in parts):
+            return {key: value for part in reversed(parts) for key, value in part.items()}
+        return ChainMap(*cast(list[MutableMapping[str, Any]], parts))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences about what was chosen when the checkpoint was found, such as one of several kinds of files."""
+        return self.description.notes
 
     @property
     def total_bytes(self) -> int:

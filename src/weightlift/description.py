@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from bisect import bisect_right
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from array import array
@@ -32,6 +32,7 @@ class TensorInfo(NamedTuple):
         path: the file that holds its bytes.
         offset: where its bytes begin in that file.
         nbytes: how many bytes it takes there.
+        strides: element strides where its elements do not lie contiguously there; ``None`` for others.
     """
 
     name: str
@@ -40,6 +41,7 @@ class TensorInfo(NamedTuple):
     path: Path
     offset: int
     nbytes: int
+    strides: tuple[int, ...] | None = None
 
 
 class FileIdentity(NamedTuple):
@@ -66,14 +68,14 @@ class Shard:
         path: where the file was found (a symlink is kept as it was named).
         identity: size, inode and modification time when the header was read.
         data_offset: where tensor data begins in the file.
-        metadata: the header's own free-form text entries.
+        metadata: the header's own entries: text, or what else the format has.
         brought_in: offset and length in bytes of what reading the header brought into the page cache.
     """
 
     path: Path
     identity: FileIdentity
     data_offset: int
-    metadata: Mapping[str, str]
+    metadata: Mapping[str, Any]
     brought_in: tuple[tuple[int, int], ...] = ()
 
 
@@ -93,6 +95,10 @@ class Description:
         lengths: bytes per tensor (type code ``Q``).
         dims: the dimensions of all tensors, one after the other (type code ``Q``).
         dim_ends: index in ``dims`` after the last dimension of each tensor (type code ``I``).
+        strides: by row, element strides of the tensors whose elements do not lie contiguously in their byte range.
+        shared: some tensors share bytes, as tied weights in PyTorch checkpoints do.
+        file_format: the name of the files' format.
+        notes: sentences about what was chosen on the way, for the person who asked.
     """
 
     __slots__ = (
@@ -101,11 +107,15 @@ class Description:
         "dims",
         "dtype_codes",
         "dtypes",
+        "file_format",
         "lengths",
         "names",
+        "notes",
         "offsets",
         "shard_indexes",
         "shards",
+        "shared",
+        "strides",
     )
 
     def __init__(
@@ -120,7 +130,15 @@ class Description:
         lengths: array[int],
         dims: array[int],
         dim_ends: array[int],
+        strides: Mapping[int, tuple[int, ...]] | None = None,
+        shared: bool = False,
+        file_format: str = "safetensors",
+        notes: Sequence[str] = (),
     ) -> None:
+        self.file_format = file_format
+        self.strides = strides or {}
+        self.shared = shared
+        self.notes = tuple(notes)
         self.shards = tuple(shards)
         self.dtypes = tuple(dtypes)
         self.names = names
@@ -162,7 +180,13 @@ class Description:
         """Everything known of the tensor in ``row``."""
         shard = self.shards[self.shard_indexes[row]]
         return TensorInfo(
-            self.names[row], self.dtype(row), self.shape(row), shard.path, self.offsets[row], self.lengths[row]
+            self.names[row],
+            self.dtype(row),
+            self.shape(row),
+            shard.path,
+            self.offsets[row],
+            self.lengths[row],
+            self.strides.get(row),
         )
 
     def tensor_at(self, shard_index: int, offset: int) -> str | None:
@@ -178,8 +202,16 @@ class Description:
 
     @property
     def total_bytes(self) -> int:
-        """Bytes of all tensors together."""
-        return sum(self.lengths)
+        """Bytes of all tensors together, each counted once where tensors share some."""
+        if not self.shared:
+            return sum(self.lengths)
+        total, shard, end = 0, -1, 0
+        for index, offset, length in zip(self.shard_indexes, self.offsets, self.lengths, strict=True):
+            if index != shard:
+                shard, end = index, 0
+            total += max(0, offset + length - max(offset, end))
+            end = max(end, offset + length)
+        return total
 
     def bytes_of(self, rows: Sequence[int]) -> int:
         """Bytes of the tensors in some rows together."""

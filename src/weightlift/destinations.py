@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import fnmatch
 import functools
+import math
 import re
 from typing import TYPE_CHECKING, Any
 
 from weightlift.errors import OptionError, SelectionError, UnsupportedError, printable
 from weightlift.targets.access import gpu_access
 from weightlift.targets.composite import CompositeTarget
+from weightlift.targets.dequantize import Dequantizer, quantised_rows
 from weightlift.targets.device import DeviceAccess, DeviceTarget
 from weightlift.targets.frameworks import pick_framework
 from weightlift.targets.host import ConvertingTarget, HostTarget, converts
@@ -94,6 +96,7 @@ class Destinations:
         in_host_memory: every tensor goes to the CPU's memory.
         discards: nothing is kept.
         accesses: the GPUs that are reached through their runtime.
+        dequantizer: what makes numbers of quantised tensors; ``None`` where none has to.
         staging_reason: for the report, how tensors reach devices and why; empty without devices.
 
     Raises:
@@ -116,6 +119,11 @@ class Destinations:
         self.accesses: list[DeviceAccess] = []
         self.staging_reason = ""
         self._index_of: dict[str, int] = {}
+        self._quantised = quantised_rows(description, rows) if options.dequantize and not self.discards else []
+        # Made here, so that what is missing is said before anything is read.
+        self.dequantizer = (
+            Dequantizer(description, self._quantised, self.maker, self.dtype) if self._quantised else None
+        )
         if not self.discards:
             self._open_devices()
 
@@ -171,7 +179,7 @@ class Destinations:
         """What the tensors take on each device that is not the CPU, by its name, converted where that is wanted."""
         totals: dict[str, int] = {}
         lengths = self._description.lengths
-        if self._device_of is None and self._options.dtype is None:
+        if self._device_of is None and self._options.dtype is None and self.dequantizer is None:
             totals[self._names[0]] = sum(map(lengths.__getitem__, rows))
         else:
             for row in rows:
@@ -186,27 +194,40 @@ class Destinations:
 
     def _bytes_of(self, row: int) -> int:
         dtype, nbytes = self._description.dtype(row), self._description.lengths[row]
+        if self.dequantizer is not None and row in self.dequantizer.rows:
+            return math.prod(self._description.shape(row)) * int(self.dequantizer.dtype.itemsize)
         if not converts(dtype, self.dtype, self.maker):
             return nbytes
         return nbytes // dtype.block_bytes * int(getattr(self.dtype, "itemsize", dtype.block_bytes))
 
     def _parts(self, name: str, rows: Sequence[int]) -> list[tuple[Target, Sequence[int]]]:
-        description, maker, dtype = self._description, self.maker, self.dtype
+        description, maker = self._description, self.maker
         index = self._index_of.get(name)
         if index is None and name != "cpu":
-            return [(ConvertingTarget(description, rows, maker, dtype=dtype, device=name), rows)]
+            return [(self._converting(rows, name), rows)]
 
         def plain(some: Sequence[int]) -> Target:
             if index is None:
                 return HostTarget(description, some, maker)
             return DeviceTarget(description, some, maker, self.accesses[index], index)
 
-        changed = [row for row in rows if converts(description.dtype(row), dtype, maker)] if dtype is not None else []
+        changed = self._changed(rows)
         if not changed:
             return [(plain(rows), rows)]
         known = set(changed)
         kept = [row for row in rows if row not in known]
-        parts: list[tuple[Target, Sequence[int]]] = [
-            (ConvertingTarget(description, changed, maker, dtype=dtype, device=name), changed)
-        ]
+        parts: list[tuple[Target, Sequence[int]]] = [(self._converting(changed, name), changed)]
         return [*parts, (plain(kept), kept)] if kept else parts
+
+    def _changed(self, rows: Sequence[int]) -> list[int]:
+        """The rows that do not arrive as they are stored."""
+        if self.dtype is None and not self.dequantizer:
+            return []
+        quantised = self.dequantizer.rows if self.dequantizer else ()
+        dtype_of = self._description.dtype
+        return [row for row in rows if row in quantised or converts(dtype_of(row), self.dtype, self.maker)]
+
+    def _converting(self, rows: Sequence[int], device: str) -> ConvertingTarget:
+        return ConvertingTarget(
+            self._description, rows, self.maker, dtype=self.dtype, device=device, dequantizer=self.dequantizer
+        )

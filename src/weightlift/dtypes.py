@@ -41,9 +41,8 @@ class DType:
 
     def storage_bytes(self, elements: int) -> int | None:
         """Bytes that ``elements`` elements take, or ``None`` if they do not fill whole bytes."""
-        bits = self.block_bytes * 8 // self.block_elements
-        total = elements * bits
-        return None if total % 8 else total // 8
+        total, rest = divmod(elements * self.block_bytes, self.block_elements)
+        return None if rest else total
 
 
 def _plain(name: str, size: int, torch: str | None, numpy: str | None) -> DType:
@@ -78,3 +77,56 @@ SAFETENSORS: Final[dict[str, DType]] = {
     )
 }
 """Every data type of the safetensors format, by its name there."""
+
+PYTORCH: Final[dict[str, DType]] = {
+    dtype.torch: dtype
+    for dtype in (*SAFETENSORS.values(), _plain("C128", 16, "complex128", "complex128"))
+    if dtype.torch and dtype.packed == 1
+}
+"""Every data type of PyTorch checkpoints that is read, by torch's name for it."""
+
+
+def _blocks(name: str, elements: int, nbytes: int) -> DType:
+    return DType(name, elements, nbytes, None, None)
+
+
+GGML: Final[dict[int, DType]] = {
+    0: SAFETENSORS["F32"],
+    1: SAFETENSORS["F16"],
+    2: _blocks("Q4_0", 32, 18),
+    3: _blocks("Q4_1", 32, 20),
+    6: _blocks("Q5_0", 32, 22),
+    7: _blocks("Q5_1", 32, 24),
+    8: _blocks("Q8_0", 32, 34),
+    9: _blocks("Q8_1", 32, 40),
+    10: _blocks("Q2_K", 256, 84),
+    11: _blocks("Q3_K", 256, 110),
+    12: _blocks("Q4_K", 256, 144),
+    13: _blocks("Q5_K", 256, 176),
+    14: _blocks("Q6_K", 256, 210),
+    15: _blocks("Q8_K", 256, 292),
+    16: _blocks("IQ2_XXS", 256, 66),
+    17: _blocks("IQ2_XS", 256, 74),
+    18: _blocks("IQ3_XXS", 256, 98),
+    19: _blocks("IQ1_S", 256, 50),
+    20: _blocks("IQ4_NL", 32, 18),
+    21: _blocks("IQ3_S", 256, 110),
+    22: _blocks("IQ2_S", 256, 82),
+    23: _blocks("IQ4_XS", 256, 136),
+    24: SAFETENSORS["I8"],
+    25: SAFETENSORS["I16"],
+    26: SAFETENSORS["I32"],
+    27: SAFETENSORS["I64"],
+    28: SAFETENSORS["F64"],
+    29: _blocks("IQ1_M", 256, 56),
+    30: SAFETENSORS["BF16"],
+    34: _blocks("TQ1_0", 256, 54),
+    35: _blocks("TQ2_0", 256, 66),
+    39: _blocks("MXFP4", 32, 17),
+    40: _blocks("NVFP4", 64, 36),
+    41: _blocks("Q1_0", 128, 18),
+}
+"""Every tensor type of ggml (``ggml.h``, as of gguf 0.19), by its number in a GGUF file."""
+
+GGML_QUANTISED: Final = frozenset(dtype.name for dtype in GGML.values() if dtype.block_elements > 1)
+"""Names of the ggml types that arrive as raw blocks, and that ``dequantize=True`` turns into floating point."""

@@ -24,6 +24,7 @@ class LoadKeywords(TypedDict, total=False):
     device: Any
     names: str | Sequence[str] | None
     dtype: Any
+    dequantize: bool
     framework: Framework | str
     header: HeaderRules | str
     progress: Callable[[int, int], None] | None

@@ -48,7 +48,7 @@ def size_staging(
         stored = sum(extent.length for extent in extents if not extent.resident)
         return plan_device_pool(
             extents,
-            budget_bytes=options.host_memory,
+            budget_bytes=options.staging_memory,
             processors=available_processors(),
             workers=options.workers,
             chunk_bytes=options.chunk_bytes,
@@ -58,7 +58,7 @@ def size_staging(
         )
     return plan_pool(
         extents,
-        budget_bytes=options.host_memory,
+        budget_bytes=options.staging_memory,
         processors=available_processors(),
         workers=options.workers,
         chunk_bytes=options.chunk_bytes,
@@ -85,5 +85,5 @@ def take_staging(
         pool.slot_bytes,
         pool.slot_count,
         pinned=options.staging is not Staging.PAGEABLE,
-        most_bytes=options.host_memory,
+        most_bytes=options.staging_memory,
     )

@@ -16,10 +16,12 @@ from weightlift.plan import decide_cache
 from weightlift.shards import OpenShards
 from weightlift.summary import summarise, summarise_mapped
 from weightlift.targets.digest import DigestTarget, digest_tensors
+from weightlift.targets.frameworks import pick_framework
 from weightlift.targets.host import HostTarget
 from weightlift.targets.mapped import map_shards, mappable_rows, mapped_tensors
 from weightlift.targets.null import NullTarget
 from weightlift.types import Method
+from weightlift.views import carry
 from weightlift.weighing import weigh, within
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from weightlift.targets.base import Target
     from weightlift.targets.device import DeviceAccess
     from weightlift.types import LoadReport
+    from weightlift.views import Carried
 
 Loaded = tuple[list[tuple[str, Any]], "LoadReport"]
 
@@ -47,6 +50,9 @@ def load_rows(description: Description, rows: Sequence[int], options: LoadOption
     Raises:
         WeightliftError: see :mod:`weightlift.errors`.
     """
+    carried = carry(description, rows)
+    if carried is not None:
+        return _load_carried(carried, description, rows, options)
     where = Destinations(description, rows, options)
     manifest = required_manifest(description, rows, options)
     if where.discards:
@@ -69,6 +75,19 @@ def load_rows(description: Description, rows: Sequence[int], options: LoadOption
             staging_reason=where.staging_reason,
             manifest=manifest,
         )
+
+
+def _load_carried(carried: Carried, description: Description, rows: Sequence[int], options: LoadOptions) -> Loaded:
+    """Load tensors that share bytes or are strided: each range once, then views of it."""
+    manifest = required_manifest(description, rows, options)
+    digests = {}
+    if options.digest or manifest is not None:
+        hashed = DigestTarget(description, rows, available_processors())
+        transfer_rows(description, rows, replace(options, recording=None), hashed, manifest=manifest)
+        digests = hashed.digests if options.digest else {}
+    loaded, report = load_rows(carried.description, carried.rows, replace(options, digest=False, verify=None))
+    tensors = list(carried.expand(loaded, pick_framework(options.framework).strided)) if loaded else []
+    return tensors, replace(report, tensors=len(rows), digests=digests)
 
 
 def required_manifest(description: Description, rows: Sequence[int], options: LoadOptions) -> Manifest | None:
@@ -113,6 +132,9 @@ def fit_rows(description: Description, rows: Sequence[int], options: LoadOptions
     Raises:
         WeightliftError: the options do not go together, or a file is not there any more.
     """
+    carried = carry(description, rows)
+    if carried is not None:
+        description, rows = carried.description, carried.rows
     where = Destinations(description, rows, options)
     keeps = not where.discards and not _hands_out_mappings(where, options)
     fit = _weigh(description, rows, options, where, where.target(rows) if keeps else None, thorough=True)
@@ -135,7 +157,8 @@ def _weigh_cache(description: Description, used: Sequence[int], options: LoadOpt
 
 
 def _hands_out_mappings(where: Destinations, options: LoadOptions) -> bool:
-    return options.method is Method.MMAP and where.in_host_memory and options.dtype is None
+    as_stored = options.dtype is None and where.dequantizer is None
+    return options.method is Method.MMAP and where.in_host_memory and as_stored
 
 
 def _weigh(

@@ -8,6 +8,7 @@ from weightlift.errors import StateMismatchError, UnsupportedError, printable
 from weightlift.loading import required_manifest, transfer_rows, verify_beforehand
 from weightlift.selection import select_rows
 from weightlift.targets.access import gpu_access
+from weightlift.targets.dequantize import Dequantizer, quantised_rows
 from weightlift.targets.frameworks import pick_framework
 from weightlift.targets.module import ModuleTarget
 from weightlift.types import Framework, LoadReport, Method
@@ -70,7 +71,9 @@ def load_module(module: Any, description: Description, options: LoadOptions, *, 
         )
     maker = pick_framework(Framework.TORCH)
     accesses, reason = _accesses(destinations[name] for name in found)
-    target = ModuleTarget(description, rows, maker, destinations, accesses)
+    quantised = quantised_rows(description, rows) if options.dequantize else []
+    dequantizer = Dequantizer(description, quantised, maker) if quantised else None
+    target = ModuleTarget(description, rows, maker, destinations, accesses, dequantizer=dequantizer)
     # The module shall be unchanged if a tensor is refused, so they are all looked at before the first is written.
     verify_beforehand(description, rows, options, required_manifest(description, rows, options))
     total = description.bytes_of(rows)

@@ -27,6 +27,8 @@ SMALLEST_HOST_MEMORY_BYTES: Final = 8 * MIB
 WORKERS_MAX: Final = 64
 CHUNK_BYTES_MIN: Final = 64 * 1024
 CHUNK_BYTES_MAX: Final = 64 * MIB
+DEQUANTIZE_BYTES: Final = 2 * MIB
+"""Host memory that turning quantised blocks into floating point takes beside the slots."""
 DEFAULT_WATCH_SECONDS: Final = 30.0
 WATCH_SECONDS_MAX: Final = 86_400.0
 
@@ -78,6 +80,8 @@ class LoadOptions:
             of tensor names to devices, of which the first match counts; or a function of a tensor's description.
         names: globs of the tensors wanted; ``None`` for all.
         dtype: the data type to convert floating-point tensors to; ``None`` keeps what is stored.
+        dequantize: turn the quantised tensors of a GGUF file into ``dtype``, by default float32, on the CPU; without it
+            they arrive as raw blocks. Needs the package ``gguf``.
         framework: ``auto`` (torch if installed, else numpy), ``torch`` or ``numpy``.
         header: ``reference`` or ``strict``.
         progress: called with ``(bytes done, bytes in all)`` while the load runs; ``None`` for silence.
@@ -105,6 +109,7 @@ class LoadOptions:
     device: Any = "cpu"
     names: tuple[str, ...] | None = None
     dtype: Any = None
+    dequantize: bool = False
     framework: Framework = Framework.AUTO
     header: HeaderRules = HeaderRules.REFERENCE
     progress: Callable[[int, int], None] | None = None
@@ -142,7 +147,7 @@ class LoadOptions:
                 raise OptionError(
                     f"verify={self.verify!r} is not a manifest", hint="pass a weightlift.Manifest or the path of one"
                 )
-        for option in ("readonly", "digest"):
+        for option in ("readonly", "digest", "dequantize"):
             if not isinstance(getattr(self, option), bool):
                 raise OptionError(f"{option}={getattr(self, option)!r} is not True or False")
         if self.progress is not None and not callable(self.progress):
@@ -154,6 +159,11 @@ class LoadOptions:
                 f'readonly=True goes with method="mmap", not {self.method.value!r}',
                 hint="other methods return memory of the caller's own, which is writable",
             )
+
+    @property
+    def staging_memory(self) -> int:
+        """What is left of ``host_memory`` for slots and threads."""
+        return self.host_memory - (DEQUANTIZE_BYTES if self.dequantize else 0)
 
     def _set(self, option: str, value: object) -> None:
         object.__setattr__(self, option, value)

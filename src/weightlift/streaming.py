@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from weightlift.destinations import Destinations
@@ -25,6 +26,7 @@ from weightlift.targets.digest import digest_tensors
 from weightlift.targets.host import HostTarget
 from weightlift.types import Method
 from weightlift.units import MIB
+from weightlift.views import carry
 from weightlift.weighing import weigh, within
 
 if TYPE_CHECKING:
@@ -58,6 +60,11 @@ class TensorStream:
     """
 
     def __init__(self, description: Description, rows: Sequence[int], options: LoadOptions) -> None:
+        asked, asked_rows = description, rows
+        self._tensors = len(rows)
+        self._carried = carry(description, rows)
+        if self._carried is not None:
+            description, rows = self._carried.description, self._carried.rows
         where = Destinations(description, rows, options)
         if where.discards:
             raise OptionError('device="null" has no tensors to stream', hint='use weightlift.load(…, device="null")')
@@ -74,10 +81,13 @@ class TensorStream:
         self._options = options = within(self._fit, options)
         self._where = where
         self._closed = True
-        self._manifest = required_manifest(description, rows, options)
-        if options.dtype is not None or not where.in_host_memory:
-            # What is converted or on a device cannot be hashed as it was stored.
-            verify_beforehand(description, rows, options, self._manifest)
+        self._manifest = required_manifest(asked, asked_rows, options)
+        changed = options.dtype is not None or where.dequantizer is not None or self._carried is not None
+        if changed or not where.in_host_memory:
+            # What is converted, a view or on a device cannot be hashed as it was stored.
+            verify_beforehand(asked, asked_rows, options, self._manifest)
+        if self._carried is not None:
+            self._manifest = None
         self._pending: deque[Sequence[int]] = deque(self._unit_rows())
         self._flying: deque[_Unit] = deque()
         self._by_extent: list[_Unit] = []
@@ -125,7 +135,10 @@ class TensorStream:
             raise StopIteration
         with self._ending():
             # All of a unit at once: its target is closed next.
-            self._ready = iter(list(unit.target.finish()))
+            finished = unit.target.finish()
+            if self._carried is not None:
+                finished = self._carried.expand(finished, self._where.maker.strided)
+            self._ready = iter(list(finished))
             self._transfer.drop(unit.target)
             self._submit()
         self._delivered = time.monotonic()
@@ -186,7 +199,7 @@ class TensorStream:
     def _finish(self) -> None:
         self._closed = True
         finished = self._transfer.finish()
-        self.report = summarise(
+        report = summarise(
             self._transfer,
             self._description,
             self._rows,
@@ -197,6 +210,7 @@ class TensorStream:
             digests={},
             fit=self._fit,
         )
+        self.report = replace(report, tensors=self._tensors)
 
     def close(self) -> None:
         """Stop reading and release everything; tensors already delivered stay."""

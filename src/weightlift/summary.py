@@ -9,7 +9,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from weightlift.ceilings import known_ceilings
-from weightlift.types import FileReport, HostMemoryReport, LoadReport, Method, Staging
+from weightlift.options import DEQUANTIZE_BYTES
+from weightlift.types import BudgetTerm, FileReport, HostMemoryReport, LoadReport, Method, Staging
 from weightlift.units import format_bytes
 
 if TYPE_CHECKING:
@@ -140,6 +141,13 @@ def _staging(transfer: Transfer, options: LoadOptions, device: str, reason: str)
     return "pinned", "copies out of pinned memory run at the speed of the link"
 
 
+def _dequantizing(options: LoadOptions) -> tuple[BudgetTerm, ...]:
+    if not options.dequantize:
+        return ()
+    reason = "working memory of the gguf package's routines, which get a few blocks at a time"
+    return (BudgetTerm(name="dequantising", nbytes=DEQUANTIZE_BYTES, reason=reason),)
+
+
 def summarise(
     transfer: Transfer,
     description: Description,
@@ -178,7 +186,7 @@ def summarise(
         engine=transfer.engine_name,
         method_requested=options.method.value,
         method_used=used,
-        reason=_overall(files, transfer.cache.reason),
+        reason="; ".join((_overall(files, transfer.cache.reason), *description.notes)),
         cache_requested=options.cache.value,
         cache_decided="keep" if transfer.cache.keep else "drop",
         files=files,
@@ -230,7 +238,7 @@ def _host_memory(
         peak_file_bytes=observed.peak_file_bytes,
         peak_shared_bytes=observed.peak_shared_bytes,
         peak_pinned_bytes=transfer.pinned_bytes,
-        terms=pool.terms,
+        terms=(*pool.terms, *_dequantizing(options)),
     )
 
 

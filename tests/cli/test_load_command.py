@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from weightlift.cli.main import main
-from weightlift.testing import TensorSpec, make_checkpoint, tensor_digest, write_checkpoint
+from weightlift.testing import GGUFSpec, TensorSpec, make_checkpoint, tensor_digest, write_checkpoint, write_gguf
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -201,3 +201,13 @@ def test_a_place_that_cannot_be_written_ends_the_command_before_the_load(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "page.html" in captured.err
+
+
+def test_quantised_tensors_as_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_gguf(tmp_path / "m.gguf", [GGUFSpec("t", "Q4_K", (16, 512))])
+    assert main(["load", str(path), "--dequantize", "--dtype", "float16", "--verbose"]) == 0
+    assert "dequantising" in capsys.readouterr().out
+    assert main(["load", str(path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["bytes"] == 16 * 2 * 144
+    assert "dequantising" not in {term["name"] for term in found["host_memory"]["terms"]}

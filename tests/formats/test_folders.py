@@ -238,8 +238,8 @@ def test_cache_entry_whose_blob_is_gone(tmp_path: Path) -> None:
     ("files", "words"),
     [
         ((), "the folder is empty"),
-        (("pytorch_model.bin", "config.json"), r"another kind: 1 \.bin \(PyTorch\)"),
-        (("a.gguf", "b.gguf"), r"2 \.gguf \(GGUF\)"),
+        (("training_args.bin", "optimizer.pt"), r"another kind: 1 \.bin \(PyTorch\), 1 \.pt \(PyTorch\)"),
+        (("model.h5", "model.onnx"), r"1 \.h5 \(HDF5\), 1 \.onnx"),
         (("config.json", "README"), r"2 entries \(.*\.json"),
         (("models--a--b",), "a cache"),
     ],
@@ -247,7 +247,7 @@ def test_cache_entry_whose_blob_is_gone(tmp_path: Path) -> None:
 def test_folder_without_checkpoint(tmp_path: Path, files: tuple[str, ...], words: str) -> None:
     for name in files:
         (tmp_path / name).touch()
-    with pytest.raises(CheckpointNotFoundError, match=f"no safetensors file.*\nhint: .*{words}"):
+    with pytest.raises(CheckpointNotFoundError, match=f"no safetensors, GGUF or PyTorch file.*\nhint: .*{words}"):
         describe(tmp_path)
 
 

@@ -53,9 +53,15 @@ CASES = (
         "lfs pointer", b"version https://git-lfs.github.com/spec/v1\nsize 5\n", NotACheckpointError, ("git lfs pull",)
     ),
     Case("web page", b"\n<!DOCTYPE html><html><body>Sign in", NotACheckpointError, ("web page", "log-in")),
-    Case("zip", b"PK\x03\x04\x14\x00\x08\x08" + bytes(64), NotACheckpointError, ("PyTorch",)),
-    Case("pickle", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", NotACheckpointError, ("pickle", "run code")),
-    Case("gguf", b"GGUF\x03\x00\x00\x00" + bytes(64), NotACheckpointError, ("GGUF",)),
+    Case("empty zip", b"PK\x05\x06" + bytes(64), NotACheckpointError, ("empty zip archive",)),
+    Case("pickle", b"\x80\x02}q\x00(X\x01\x00\x00\x00aq\x01K\x01u.", NotACheckpointError, ("pickle", "run code")),
+    Case(
+        "legacy PyTorch",
+        b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.",
+        NotACheckpointError,
+        ("before 2020", "weights_only"),
+    ),
+    Case("tar", b"sys_info".ljust(257, b"\0") + b"ustar" + bytes(300), NotACheckpointError, ("tar archive", "2016")),
     Case("hdf5", b"\x89HDF\r\n\x1a\n" + bytes(64), NotACheckpointError, ("HDF5",)),
     Case("gzip", b"\x1f\x8b\x08" + b"\xff" * 64, NotACheckpointError, ("compressed",)),
     Case("json", b'{"architectures": ["X"]}', NotACheckpointError, ("JSON",)),

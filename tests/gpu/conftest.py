@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 
 from weightlift.testing.fake_devices import FakeDevices
 from weightlift.testing.fake_gpu import FakeGpu, FakeGpuUnavailable, build
@@ -36,5 +37,7 @@ def gpu(request: pytest.FixtureRequest, fake_library: Path) -> Iterator[FakeGpu]
 
 @pytest.fixture
 def devices(gpu: FakeGpu) -> Iterator[FakeDevices]:
+    # The same goes for torch's own threads, which start with the first large operation on the CPU.
+    torch.zeros(1 << 20).fill_(1)
     with FakeDevices(gpu) as fakes:
         yield fakes

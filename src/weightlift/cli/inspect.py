@@ -11,11 +11,14 @@ from weightlift.cli.arguments import add_checkpoint
 from weightlift.cli.outcome import ExitCode, write_json
 from weightlift.options import LoadOptions
 from weightlift.reports.inspection import SortKey, inspect_checkpoint
+from weightlift.reports.model_summary import summarise_model
 from weightlift.selection import select_rows
 
 SUMMARY: str = "show the tensors, data types, files and metadata of a checkpoint; reads headers only"
 
 TENSORS_SHOWN: Final = 40
+SCREEN_SHOWN: Final = 8
+"""The same where a quantised model is described: everything fits on one screen."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +37,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--limit",
         metavar="N",
         type=_count,
-        help=f"most tensors, files and metadata entries shown; 0 for all (default: {TENSORS_SHOWN}; all with --json)",
+        help=f"most tensors, files and metadata entries shown; 0 for all "
+        f"(default: {TENSORS_SHOWN}, for quantised models {SCREEN_SHOWN}; all with --json)",
     )
 
 
@@ -50,7 +54,9 @@ def run(arguments: argparse.Namespace) -> int:
     header = arguments.header or LoadOptions().header
     checkpoint = open_checkpoint(arguments.path, header=header)
     rows = select_rows(checkpoint.description, arguments.names)
-    limit = arguments.limit if arguments.limit is not None else 0 if arguments.json else TENSORS_SHOWN
+    described = summarise_model(checkpoint.description).is_quantised
+    usual = 0 if arguments.json else SCREEN_SHOWN if described else TENSORS_SHOWN
+    limit = usual if arguments.limit is None else arguments.limit
     inspection = inspect_checkpoint(
         checkpoint,
         rows,

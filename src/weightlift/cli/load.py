@@ -17,7 +17,17 @@ if TYPE_CHECKING:
 
 SUMMARY: str = "load a checkpoint and report time, read path and memory"
 
-_OPTIONS: Final = (*READING, "staging", "device", "names", "dtype", "framework", "verify", "watch_seconds")
+_OPTIONS: Final = (
+    *READING,
+    "staging",
+    "device",
+    "names",
+    "dtype",
+    "dequantize",
+    "framework",
+    "verify",
+    "watch_seconds",
+)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -55,6 +65,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         dest="watch_seconds",
         help=described("", "watch_seconds", "WEIGHTLIFT_WATCH"),
+    )
+    parser.add_argument(
+        "--dequantize",
+        action="store_true",
+        default=None,
+        help=described(
+            "turn the quantised tensors of a GGUF file into numbers, float32 unless --dtype says", "dequantize"
+        ),
     )
     parser.add_argument("--digest", action="store_true", help="print the xxh3-128 digest of every tensor as stored")
     parser.add_argument(

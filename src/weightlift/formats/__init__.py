@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from weightlift.errors import FormatError, IndexFileError, printable
-from weightlift.formats import safetensors
+from weightlift.formats import gguf, pytorch, safetensors
 from weightlift.formats.columns import ShardContents, join
 from weightlift.formats.files import file_status, open_file, shown_path
 from weightlift.formats.folder import find_checkpoint
@@ -34,27 +34,42 @@ class _Format:
 
     Attributes:
         name: what the format is called.
-        magic: how its files begin; empty for the format of all files that no other claims.
+        claims: whether a file that begins so is of this format.
         dtypes: the data types that its columns refer to.
         read_shard: reads and judges the header of an open file.
+        other_parts: which files belong to a checkpoint of which one part was read; ``None`` where files do not tell.
+        check_parts: whether files are the parts of one checkpoint, in order.
     """
 
     name: str
-    magic: bytes
+    claims: Callable[[bytes], bool]
     dtypes: Sequence[DType]
     read_shard: Callable[[OpenFile, HeaderRules], ShardContents]
+    other_parts: Callable[[Path, ShardContents], list[Path]] | None = None
+    check_parts: Callable[[Sequence[ShardContents]], None] | None = None
 
 
-# The first match wins. Safetensors files begin with a length and have no magic, so that entry comes last.
-_FORMATS: Final = (_Format("safetensors", b"", safetensors.DTYPES, safetensors.read_shard),)
+# The first that claims a file reads it. Safetensors files begin with a length and have no magic, so that entry is last.
+_FORMATS: Final = (
+    _Format(
+        "GGUF",
+        lambda head: head.startswith(gguf.MAGIC),
+        gguf.DTYPES,
+        gguf.read_shard,
+        gguf.other_parts,
+        gguf.check_parts,
+    ),
+    _Format("PyTorch", pytorch.claims, pytorch.DTYPES, pytorch.read_shard),
+    _Format("safetensors", lambda _: True, safetensors.DTYPES, safetensors.read_shard),
+)
 
 
 def describe(path: str | os.PathLike[str], *, header: HeaderRules = HeaderRules.REFERENCE) -> Description:
     """Read the headers of the checkpoint at a path.
 
     Args:
-        path: a weight file; a folder with an index, or with shards and no index; an index file; or a model's entry in
-            the Hugging Face cache. Links are followed.
+        path: a weight file, safetensors, GGUF or PyTorch, whatever its name; a folder with an index, or with shards and
+            no index; an index file; or a model's entry in the Hugging Face cache. Links are followed.
         header: how headers are judged.
 
     Returns:
@@ -65,8 +80,9 @@ def describe(path: str | os.PathLike[str], *, header: HeaderRules = HeaderRules.
         CheckpointNotFoundError: there is nothing, or no checkpoint, at the path.
         AccessError: a file or folder may not be read.
         NotACheckpointError: the file is something else.
-        IndexFileError: the index names a shard that is missing, or a path it must not name; or it and the shards
-            disagree; or two shards without an index hold a tensor of the same name.
+        IndexFileError: a shard is missing, or an index names a path it must not name; or it and the shards
+            disagree; or two shards without an index hold a tensor of the same name; or a folder holds several
+            checkpoints.
         HeaderError: a header breaks a rule.
         TruncatedFileError: a file is shorter than its header says.
         UnsupportedDtypeError: a tensor has an unknown data type.
@@ -74,31 +90,62 @@ def describe(path: str | os.PathLike[str], *, header: HeaderRules = HeaderRules.
     """
     path = Path(path)
     found: IndexFile | list[Path]
+    note = ""
     if stat.S_ISDIR(file_status(path).st_mode):
-        found = find_checkpoint(path)
+        found, note = find_checkpoint(path)
     elif path.suffix == ".json":
         found = read_index(path)
     else:
         found = [path]
+    notes = [note] if note else []
     if isinstance(found, IndexFile):
         found.require_shards()
         described = [_read(shard, header) for shard in found.shards]
         _require_listed(found, described)
-        contents, dtypes = _one_format(described)
-        return join(_without_repeats(found, contents), dtypes)
-    contents, dtypes = _one_format([_read(shard, header) for shard in found])
+        contents, known = _one_format(described)
+        return join(_without_repeats(found, contents), known.dtypes, file_format=known.name, notes=notes)
+    described = [_read(shard, header) for shard in found]
+    if len(described) == 1:
+        described = _with_other_parts(found[0], described[0], header)
+    contents, known = _one_format(described)
     _refuse_repeats(contents)
-    return join(contents, dtypes)
+    return join(contents, known.dtypes, file_format=known.name, notes=notes)
 
 
 def _read(path: Path, rules: HeaderRules) -> tuple[_Format, ShardContents]:
     with open_file(path) as file:
-        reader = next(known for known in _FORMATS if file.head.startswith(known.magic))
+        reader = next(known for known in _FORMATS if known.claims(file.head))
         contents = reader.read_shard(file, rules)
         return reader, replace(contents, shard=replace(contents.shard, brought_in=tuple(file.brought_in)))
 
 
-def _one_format(described: Sequence[tuple[_Format, ShardContents]]) -> tuple[list[ShardContents], Sequence[DType]]:
+def _with_other_parts(
+    path: Path, first: tuple[_Format, ShardContents], rules: HeaderRules
+) -> list[tuple[_Format, ShardContents]]:
+    """All parts of the checkpoint of which one was named, where its format has parts that know of each other."""
+    known, contents = first
+    paths = known.other_parts(path, contents) if known.other_parts else [path]
+    if known.check_parts is None or len(paths) == 1:
+        return [first]
+    _require_parts(paths)
+    described = [first if part == path else _read(part, rules) for part in paths]
+    known.check_parts(_one_format(described)[0])
+    return described
+
+
+def _require_parts(paths: Sequence[Path]) -> None:
+    missing = [path for path in paths if not path.exists()]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise IndexFileError(
+            f"{shown_path(missing[0])}: this part{more} is missing; {len(paths) - len(missing)} of {len(paths)} parts "
+            f"are there (incomplete download?)",
+            hint="resume the download, or put the missing files beside the others",
+            path=missing[0],
+        )
+
+
+def _one_format(described: Sequence[tuple[_Format, ShardContents]]) -> tuple[list[ShardContents], _Format]:
     first, contents = described[0]
     for other, shard in described:
         if other is not first:
@@ -108,7 +155,7 @@ def _one_format(described: Sequence[tuple[_Format, ShardContents]]) -> tuple[lis
                 hint="name the one file to read",
                 path=shard.shard.path,
             )
-    return [shard for _, shard in described], first.dtypes
+    return [shard for _, shard in described], first
 
 
 def _require_listed(index: IndexFile, described: Sequence[tuple[_Format, ShardContents]]) -> None:

@@ -34,6 +34,8 @@ class TensorColumns:
         ends: first byte after the tensor, counted likewise.
         ranks: number of dimensions.
         dims: the dimensions of all tensors, one after the other.
+        strides: by row, element strides of the tensors that are not contiguous.
+        shared: some tensors share bytes.
     """
 
     names: list[str] = field(default_factory=list)
@@ -42,6 +44,8 @@ class TensorColumns:
     ends: array[int] = field(default_factory=lambda: _column("Q"))
     ranks: array[int] = field(default_factory=lambda: _column("I"))
     dims: array[int] = field(default_factory=lambda: _column("Q"))
+    strides: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    shared: bool = False
 
     def __len__(self) -> int:
         return len(self.names)
@@ -59,6 +63,8 @@ class TensorColumns:
             array("Q", [self.ends[row] for row in rows]),
             array("I", [self.ranks[row] for row in rows]),
             dims,
+            {new: self.strides[old] for new, old in enumerate(rows) if old in self.strides} if self.strides else {},
+            self.shared,
         )
 
 
@@ -70,13 +76,21 @@ class ShardContents:
     columns: TensorColumns
 
 
-def join(contents: Sequence[ShardContents], dtypes: Sequence[DType]) -> Description:
+def join(
+    contents: Sequence[ShardContents],
+    dtypes: Sequence[DType],
+    *,
+    file_format: str = "safetensors",
+    notes: Sequence[str] = (),
+) -> Description:
     """One description of all ``contents``, in their order. Names must be unique across them."""
     names: list[str] = []
     codes, indexes, offsets, lengths = _column("B"), _column("I"), _column("Q"), _column("Q")
     dims, ranks = _column("Q"), _column("I")
+    strides: dict[int, tuple[int, ...]] = {}
     for index, item in enumerate(contents):
         columns, start = item.columns, item.shard.data_offset
+        strides |= {len(names) + row: steps for row, steps in columns.strides.items()}
         names += columns.names
         codes += columns.dtype_codes
         indexes += array("I", [index]) * len(columns)
@@ -94,4 +108,8 @@ def join(contents: Sequence[ShardContents], dtypes: Sequence[DType]) -> Descript
         lengths=lengths,
         dims=dims,
         dim_ends=array("I", accumulate(ranks)),
+        strides=strides,
+        shared=any(item.columns.shared for item in contents),
+        file_format=file_format,
+        notes=notes,
     )

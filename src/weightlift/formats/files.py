@@ -207,6 +207,9 @@ def _is_web_page(head: bytes) -> bool:
 
 
 _CONVERT: Final = "convert it to safetensors first, in a sandbox if you do not trust it: loading it can run code"
+_SAVE_AGAIN: Final = (
+    "load it with torch.load(…, weights_only=True) and save it again with torch.save, which writes the zip format"
+)
 _OTHER_KINDS: Final[tuple[_Kind, ...]] = (
     (lambda head: not head, "the file is empty", "the download did not begin, or the disk was full: fetch it again"),
     (
@@ -215,9 +218,22 @@ _OTHER_KINDS: Final[tuple[_Kind, ...]] = (
         "run `git lfs install && git lfs pull` in its repository, or download the file itself",
     ),
     (_is_web_page, "a web page, not weights", "the download got an error or log-in page: fetch the file again"),
-    (_starts(b"PK\x03\x04", b"PK\x05\x06"), "a zip archive, most likely a PyTorch checkpoint", _CONVERT),
-    (_starts(b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"), "a Python pickle, not safetensors", _CONVERT),
-    (_starts(b"GGUF"), "a GGUF file, a format not read here", "use the same model's safetensors files"),
+    (_starts(b"PK\x05\x06"), "an empty zip archive", "the download or conversion failed: fetch the file again"),
+    (
+        _starts(b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"),
+        "a PyTorch checkpoint of the format used before 2020, whose tensors cannot be found without running a pickle",
+        _SAVE_AGAIN,
+    ),
+    (
+        lambda head: head[257:262] == b"ustar" or head.startswith((b"sys_info\0", b"pickle\0", b"storages\0")),
+        "a tar archive, PyTorch's format of 2016",
+        _SAVE_AGAIN,
+    ),
+    (
+        _starts(b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"),
+        "a Python pickle, in which tensors cannot be found without running it",
+        _CONVERT,
+    ),
     (_starts(b"\x89HDF\r\n\x1a\n"), "an HDF5 file, not safetensors", "convert it to safetensors first"),
     (_starts(b"\x1f\x8b", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"), "a compressed file", "decompress it first"),
     (_starts(b"\x93NUMPY"), "a NumPy array file", "convert it to safetensors first"),

@@ -11,11 +11,15 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from weightlift.formats.gguf_values import GGUFMetadata
+from weightlift.reports.model_summary import summarise_model
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from weightlift.api import Checkpoint
     from weightlift.description import Description, TensorInfo
+    from weightlift.reports.model_summary import ModelSummary
 
 
 class SortKey(enum.StrEnum):
@@ -60,6 +64,9 @@ class Inspection:
         description_bytes: memory that the description takes.
         listed: the tensors to show, in the order asked for.
         listing: tensors were asked for at all.
+        file_format: the name of the files' format.
+        model: what the checkpoint is as a whole, whatever was selected; ``None`` where nobody asked.
+        notes: what was chosen when the checkpoint was found.
     """
 
     path: str
@@ -70,16 +77,22 @@ class Inspection:
     dtypes: tuple[Share, ...]
     files: tuple[Share, ...]
     file_bytes: Mapping[str, int]
-    metadata: Mapping[str, str]
+    metadata: Mapping[str, Any]
     description_bytes: int
     listed: tuple[TensorInfo, ...]
     listing: bool = True
+    file_format: str = "safetensors"
+    model: ModelSummary | None = None
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The one JSON object that ``weightlift inspect --json`` prints; ``list`` is null where it was not wanted."""
         return {
             "schema": 1,
             "path": self.path,
+            "format": self.file_format,
+            "notes": list(self.notes),
+            "model": self.model.to_json() if self.model else None,
             "tensors_total": self.tensors_total,
             "tensors": self.tensors,
             "parameters": self.parameters,
@@ -98,7 +111,7 @@ class Inspection:
                 }
                 for part in self.files
             ],
-            "metadata": dict(self.metadata),
+            "metadata": {key: _plain(value) for key, value in self.metadata.items()},
             "description_bytes": self.description_bytes,
             "list": [
                 {
@@ -108,6 +121,7 @@ class Inspection:
                     "bytes": tensor.nbytes,
                     "file": str(tensor.path),
                     "offset": tensor.offset,
+                    **({"strides": tensor.strides} if tensor.strides else {}),
                 }
                 for tensor in self.listed
             ]
@@ -155,11 +169,32 @@ def inspect_checkpoint(
         dtypes=tuple(sorted(dtypes, key=lambda part: -part.nbytes)),
         files=_shares([str(shard.path) for shard in description.shards], by_file),
         file_bytes={str(shard.path): shard.identity.size_bytes for shard in description.shards},
-        metadata=checkpoint.metadata,
+        metadata=_metadata(checkpoint),
         description_bytes=description.nbytes,
         listed=tuple(map(description.tensor, listed)),
         listing=list_tensors,
+        file_format=description.file_format,
+        model=summarise_model(description),
+        notes=checkpoint.notes,
     )
+
+
+def _metadata(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """The metadata, with a summary in place of every array that is still in a file."""
+    found: dict[str, Any] = {}
+    for shard in checkpoint.description.shards:
+        for key in shard.metadata:
+            if key not in found:
+                stored = shard.metadata.stored(key) if isinstance(shard.metadata, GGUFMetadata) else None
+                found[key] = str(stored) if stored else shard.metadata[key]
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """A metadata value as JSON has it."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, (str, bool, int, float, type(None))) else str(value)
 
 
 def _shares(names: Sequence[str], sums: Sequence[Sequence[int]]) -> tuple[Share, ...]:

@@ -44,6 +44,10 @@ class TensorMaker(Protocol):
         """An uninitialised tensor of a framework data type."""
         ...
 
+    def strided(self, flat: Any, first: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> Any:
+        """A view of a one-dimensional tensor, from element ``first`` on, with strides in elements."""
+        ...
+
     def check_device(self, device: str) -> None:
         """Raise :class:`UnsupportedError` if the framework cannot use a device."""
         ...
@@ -141,6 +145,10 @@ class TorchMaker:
     def empty(self, dtype: Any, shape: tuple[int, ...], device: str) -> Any:
         """See :class:`TensorMaker`."""
         return self._torch.empty(shape, dtype=dtype, device=device)
+
+    def strided(self, flat: Any, first: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> Any:
+        """See :class:`TensorMaker`."""
+        return flat.as_strided(shape, strides, flat.storage_offset() + first)
 
     def check_device(self, device: str) -> None:
         """See :class:`TensorMaker`."""
@@ -254,6 +262,11 @@ class NumpyMaker:
         """See :class:`TensorMaker`."""
         assert device == "cpu"
         return self._numpy.empty(shape, dtype=dtype)
+
+    def strided(self, flat: Any, first: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> Any:
+        """See :class:`TensorMaker`."""
+        steps = tuple(step * flat.itemsize for step in strides)
+        return self._numpy.lib.stride_tricks.as_strided(flat[first:], shape, steps)
 
     def check_device(self, device: str) -> None:
         """See :class:`TensorMaker`."""

@@ -7,6 +7,7 @@ are converted chunk by chunk out of staging slots, so that the budget holds for 
 from __future__ import annotations
 
 import ctypes
+import math
 from typing import TYPE_CHECKING, Any
 
 from weightlift.buffers import HostRegion
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from weightlift.description import Description
     from weightlift.dtypes import DType
     from weightlift.layout import Layout
+    from weightlift.targets.dequantize import Dequantizer
     from weightlift.targets.frameworks import TensorMaker
 
 
@@ -127,17 +129,26 @@ class ConvertingTarget(Bound):
         maker: whose tensors.
         dtype: the framework's type for floating-point tensors; ``None`` keeps what is stored.
         device: the framework's name of the device.
+        dequantizer: what makes numbers of quantised rows; ``None`` where they arrive as stored.
     """
 
     in_order = True
 
     def __init__(
-        self, description: Description, rows: Sequence[int], maker: TensorMaker, *, dtype: Any, device: str
+        self,
+        description: Description,
+        rows: Sequence[int],
+        maker: TensorMaker,
+        *,
+        dtype: Any,
+        device: str,
+        dequantizer: Dequantizer | None = None,
     ) -> None:
         self._description = description
         self._rows = rows
         self._maker = maker
         self._dtype = dtype
+        self._dequantizer = dequantizer
         self.device = device
         self._with_bytes = [row for row in rows if description.lengths[row]]
         self._tensors: dict[int, Any] = {}
@@ -145,24 +156,25 @@ class ConvertingTarget(Bound):
         self.host_bytes = self._bytes_here() if device == "cpu" else 0
 
     def _type_of(self, row: int) -> Any:
+        if self._dequantizer and row in self._dequantizer.rows:
+            return self._dequantizer.dtype
         dtype = self._description.dtype(row)
         return self._dtype if converts(dtype, self._dtype, self._maker) else self._maker.stored_dtype(dtype)
 
+    def _shape_of(self, row: int) -> tuple[int, ...]:
+        shape = self._description.shape(row)
+        if self._dequantizer and row in self._dequantizer.rows:
+            return shape
+        return stored_shape(self._description.dtype(row), shape)
+
     def _bytes_here(self) -> int:
-        if self._dtype is None:
-            return sum(self._description.lengths[row] for row in self._rows)
-        size = getattr(self._dtype, "itemsize", 1)
-        return sum(
-            self._description.lengths[row] // self._description.dtype(row).block_bytes * size for row in self._rows
-        )
+        return sum(math.prod(self._shape_of(row)) * int(self._type_of(row).itemsize) for row in self._rows)
 
     def prepare(self) -> Sequence[Wanted]:
         """See :class:`~weightlift.targets.base.Target`."""
         description = self._description
         for row in self._rows:
-            tensor = self._maker.empty(
-                self._type_of(row), stored_shape(description.dtype(row), description.shape(row)), self.device
-            )
+            tensor = self._maker.empty(self._type_of(row), self._shape_of(row), self.device)
             self._tensors[row] = tensor
             self._flat[row] = tensor.reshape(-1)
         return [
@@ -173,7 +185,7 @@ class ConvertingTarget(Bound):
     def receive(self, chunk: ChunkReady, want: int, release: Callable[[int], None]) -> None:
         """See :class:`~weightlift.targets.base.Target`."""
         row = self._with_bytes[want]
-        assign_chunk(self._maker, self._description, row, self._flat[row], chunk)
+        assign_chunk(self._maker, self._description, row, self._flat[row], chunk, dequantizer=self._dequantizer)
         release(chunk.slot)
 
     def finish(self) -> Iterator[tuple[str, Any]]:
@@ -191,7 +203,15 @@ def converts(dtype: DType, wanted: Any, maker: TensorMaker) -> bool:
     return wanted is not None and dtype.name in FLOATING and maker.stored_dtype(dtype) != wanted
 
 
-def assign_chunk(maker: TensorMaker, description: Description, row: int, flat: Any, chunk: ChunkReady) -> None:
+def assign_chunk(
+    maker: TensorMaker,
+    description: Description,
+    row: int,
+    flat: Any,
+    chunk: ChunkReady,
+    *,
+    dequantizer: Dequantizer | None = None,
+) -> None:
     """Convert a chunk of a tensor into its part of the flattened destination.
 
     Args:
@@ -199,12 +219,17 @@ def assign_chunk(maker: TensorMaker, description: Description, row: int, flat: A
         description: the checkpoint.
         row: which tensor.
         flat: the destination, one-dimensional.
-        chunk: whole elements of the tensor.
+        chunk: whole elements of the tensor, or any part of a quantised one.
+        dequantizer: what makes numbers of quantised rows, if anything does.
     """
+    if dequantizer and row in dequantizer.rows:
+        buffer = slot_buffer(chunk.address, chunk.length)
+        dequantizer.assign(row, flat, buffer, chunk.offset - description.offsets[row])
+        return
     dtype = description.dtype(row)
     # Packed types arrive as bytes, whatever the size of their blocks.
     item = dtype.block_bytes if dtype.block_elements == 1 else 1
-    buffer: Any = slot_buffer(chunk.address, chunk.length)
+    buffer = slot_buffer(chunk.address, chunk.length)
     if chunk.address % dtype.alignment:
         # Direct reads of files with unpadded headers leave elements at odd addresses.
         buffer = bytearray(buffer)

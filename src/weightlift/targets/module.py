@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from weightlift.dtypes import GGML_QUANTISED
 from weightlift.errors import StateMismatchError, printable
 from weightlift.layout import LARGE_TENSOR_BYTES, PACKED_GAP_BYTES, SLAB_BYTES
 from weightlift.operations import Sink, make_copy_table
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from weightlift.description import Description
     from weightlift.operations import ChunkReady, Extent
+    from weightlift.targets.dequantize import Dequantizer
     from weightlift.targets.device import DeviceAccess
     from weightlift.targets.frameworks import TensorMaker
 
@@ -38,6 +40,7 @@ class ModuleTarget:
         maker: the torch maker.
         destinations: the tensor to fill, by name, for every selected row.
         accesses: the GPUs that are reached through their runtime.
+        dequantizer: what makes numbers of quantised rows; ``None`` where they arrive as stored.
 
     Raises:
         StateMismatchError: a destination has another shape, or no memory.
@@ -54,6 +57,8 @@ class ModuleTarget:
         maker: TensorMaker,
         destinations: Mapping[str, Any],
         accesses: Sequence[DeviceAccess] = (),
+        *,
+        dequantizer: Dequantizer | None = None,
     ) -> None:
         self._description = description
         self._maker = maker
@@ -63,6 +68,7 @@ class ModuleTarget:
         self._flat: dict[int, Any] = {}
         self._whole: dict[int, Any] = {}
         self._rows = rows
+        self._dequantizer = dequantizer
         self._index_of = {access.device: index for index, access in enumerate(accesses)}
         self._ready = [ReadyEvents(access) for access in accesses]
         for row in rows:
@@ -73,11 +79,15 @@ class ModuleTarget:
     def _check(self, row: int) -> None:
         name, shape = self._description.names[row], self._description.shape(row)
         tensor = self._destinations[name]
-        expected = stored_shape(self._description.dtype(row), shape)
+        dtype = self._description.dtype(row)
+        expected = shape if self._is_dequantized(row) else stored_shape(dtype, shape)
         if tuple(tensor.shape) != expected:
+            as_numbers = dtype.name in GGML_QUANTISED and tuple(tensor.shape) == shape
             raise StateMismatchError(
                 f"{printable(name)} has shape {list(expected)} in the checkpoint, {list(tensor.shape)} in the module",
-                hint="the checkpoint belongs to a model of another size or architecture",
+                hint=f"it holds blocks of {dtype.name}: pass dequantize=True to fill the module with numbers"
+                if as_numbers
+                else "the checkpoint belongs to a model of another size or architecture",
                 tensor=name,
             )
         if tensor.device.type == "meta":
@@ -139,16 +149,26 @@ class ModuleTarget:
             extent._replace(ready=ready[extent.device]) if extent.sink is Sink.DEVICE else extent for extent in extents
         ]
 
+    def _is_dequantized(self, row: int) -> bool:
+        return self._dequantizer is not None and row in self._dequantizer.rows
+
     def _fills_directly(self, row: int, tensor: Any) -> bool:
         return bool(
-            (tensor.device.type == "cpu" or str(tensor.device) in self._index_of)
+            not self._is_dequantized(row)
+            and row not in self._description.strides
+            and (tensor.device.type == "cpu" or str(tensor.device) in self._index_of)
             and tensor.is_contiguous()
             and tensor.dtype == self._maker.stored_dtype(self._description.dtype(row))
         )
 
     def _convert(self, row: int, tensor: Any) -> None:
         flat = tensor.detach()
-        if not tensor.is_contiguous():
+        if row in self._description.strides:
+            # The file has other elements in between, or these in another order.
+            dtype = self._description.dtype(row)
+            elements = self._description.lengths[row] // dtype.block_bytes
+            flat = self._whole[row] = self._maker.empty(tensor.dtype, (elements,), str(tensor.device))
+        elif not tensor.is_contiguous():
             # A strided destination has no flat view; it is gathered first and copied over at the end.
             flat = self._maker.empty(tensor.dtype, tuple(tensor.shape), str(tensor.device))
             self._whole[row] = flat
@@ -162,12 +182,15 @@ class ModuleTarget:
     def receive(self, chunk: ChunkReady, want: int, release: Callable[[int], None]) -> None:
         """See :class:`~weightlift.targets.base.Target`."""
         row = self._handed_over[want]
-        assign_chunk(self._maker, self._description, row, self._flat[row], chunk)
+        assign_chunk(self._maker, self._description, row, self._flat[row], chunk, dequantizer=self._dequantizer)
         release(chunk.slot)
 
     def finish(self) -> Iterator[tuple[str, Any]]:
         """See :class:`~weightlift.targets.base.Target`."""
-        for row, gathered in self._whole.items():
+        for row, flat in self._whole.items():
+            strides = self._description.strides.get(row)
+            shape = self._description.shape(row)
+            gathered = self._maker.strided(flat, 0, shape, strides) if strides is not None else flat
             self._destinations[self._description.names[row]].detach().copy_(gathered)
         for row in self._rows:
             name = self._description.names[row]

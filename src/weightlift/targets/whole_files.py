@@ -69,6 +69,7 @@ class WholeFileTarget(Bound):
                 rows[shard].append(row)
         self._rows = rows
         self._cursors = [0 for _ in shards]
+        self._begun: list[list[int]] = [[] for _ in shards]
         self._in_order = InOrder([0 for _ in shards])
         self._sums = [hashlib.sha256() for _ in shards]
         self._new = xxh3_128()
@@ -105,17 +106,20 @@ class WholeFileTarget(Bound):
     def _add_to_tensors(self, shard: int, held: _Held) -> None:
         description, rows = self._description, self._rows[shard]
         begin, end = held.chunk.offset, held.chunk.offset + held.chunk.length
-        cursor = self._cursors[shard]
+        cursor = first = self._cursors[shard]
         while cursor < len(rows) and description.offsets[rows[cursor]] < end:
-            row = rows[cursor]
+            cursor += 1
+        # Tensors may share bytes, so several can be under way.
+        begun, self._begun[shard] = [*self._begun[shard], *rows[first:cursor]], []
+        for row in begun:
             start, stop = description.offsets[row], description.offsets[row] + description.lengths[row]
             hasher = self._tensor_hashers.pop(row, None) or self._new()
             hasher.update(held.part(max(start, begin), min(stop, end)))
             if stop > end:
                 self._tensor_hashers[row] = hasher
-                break
-            self.tensors[description.names[row]] = hasher.hexdigest()
-            cursor += 1
+                self._begun[shard].append(row)
+            else:
+                self.tensors[description.names[row]] = hasher.hexdigest()
         self._cursors[shard] = cursor
         held.done()
 

@@ -12,6 +12,7 @@ from weightlift.testing.factory import (
     tensor_digest,
     write_checkpoint,
 )
+from weightlift.testing.gguf_factory import GGUFSpec, write_gguf, write_llama_gguf
 from weightlift.testing.shapes import (
     TensorSpec,
     every_dtype_specs,
@@ -23,6 +24,7 @@ from weightlift.testing.shapes import (
 )
 
 __all__ = [
+    "GGUFSpec",
     "TensorSpec",
     "every_dtype_specs",
     "exl2_specs",
@@ -35,4 +37,6 @@ __all__ = [
     "tensor_bytes",
     "tensor_digest",
     "write_checkpoint",
+    "write_gguf",
+    "write_llama_gguf",
 ]
