@@ -1,0 +1,98 @@
+"""Read-ahead for programs that ask for one tensor after the other: from the third on they come out of a stream.
+
+A stream reads large sequential batches while the program works, within the host-memory budget. A request out of order
+ends it, and whoever asks while another thread is being served reads for itself.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any, Final
+
+from weightlift.compat.safetensors.refusals import refusing
+from weightlift.streaming import TensorStream
+
+if TYPE_CHECKING:
+    from weightlift.compat.safetensors.opened import OpenedFile
+    from weightlift.description import Description
+
+_STREAK: Final = 3
+"""So many requests in a row are taken for a habit."""
+
+_WORTHWHILE_BYTES: Final = 32 << 20
+"""What has to be left of the file for a stream to pay."""
+
+
+class Sequence:
+    """Recognises requests in file order.
+
+    Args:
+        file: the file that tensors are asked of.
+    """
+
+    def __init__(self, file: OpenedFile) -> None:
+        self._description = file.description
+        self._load_options = file.load_options
+        self._reports = file.reports
+        self._lock = threading.Lock()
+        self._stream: TensorStream | None = None
+        self._next = 0
+        self._streak = 0
+        self._closed = False
+
+    @staticmethod
+    def pays_for(description: Description) -> bool:
+        """Whether a file is large enough for read-ahead."""
+        return description.shards[0].identity.size_bytes >= _WORTHWHILE_BYTES
+
+    def take(self, row: int) -> Any:
+        """The tensor of a row if it is the stream's next one, else ``None``."""
+        if not self._lock.acquire(blocking=False):
+            return None
+        try:
+            with refusing():
+                return self._take(row)
+        except BaseException:
+            self._stop()
+            raise
+        finally:
+            self._lock.release()
+
+    def _take(self, row: int) -> Any:
+        if row != self._next:
+            self._stop()
+            self._streak = 0
+        self._next = row + 1
+        self._streak += 1
+        if self._stream is None:
+            if self._closed or self._streak < _STREAK or self._left(row) < _WORTHWHILE_BYTES:
+                return None
+            rows = range(row, len(self._description))
+            self._stream = TensorStream(self._description, rows, self._load_options())
+        name, tensor = next(self._stream)
+        assert name == self._description.names[row]
+        if self._next == len(self._description):
+            self._finish()
+        return tensor
+
+    def _left(self, row: int) -> int:
+        return self._description.shards[0].identity.size_bytes - self._description.offsets[row]
+
+    def _finish(self) -> None:
+        stream, self._stream = self._stream, None
+        assert stream is not None
+        for _ in stream:
+            raise AssertionError("the stream has more tensors than the file")
+        if stream.report is not None:
+            self._reports.append(stream.report)
+
+    def _stop(self) -> None:
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.close()
+
+    def close(self) -> None:
+        """End the stream, and begin no other."""
+        with self._lock:
+            self._closed = True
+            self._stop()
