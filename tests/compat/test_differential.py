@@ -73,12 +73,15 @@ def both(call: Callable[[Any], Any]) -> tuple[Outcome, Outcome]:
 
 def same(call: Callable[[Any], Any]) -> Outcome:
     mine, theirs = both(call)
-    if theirs.error is SystemError:
-        # The library trips over itself (some slices that end before they begin); refused is refused.
-        assert mine.refused
-    else:
-        assert mine == theirs
+    assert mine == theirs
     return mine
+
+
+def is_reversed(index: object) -> bool:
+    """The index has a slice that ends before it begins."""
+    parts = index if isinstance(index, tuple) else (index,)
+    bounds = [(part.start, part.stop) for part in parts if isinstance(part, slice)]
+    return any(type(start) is type(stop) is int and stop < start for start, stop in bounds)
 
 
 NAMES = ["cube", "wide", "long", "bytes", "number", "empty", "flags", "complex"]
@@ -119,8 +122,15 @@ def test_every_index(file: Path, framework: str, backend: str) -> None:
             name = "cube"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            result = same(lambda opener: opener(file, framework=framework, backend=backend).get_slice(name)[index])
-        seen[result.refused] += 1
+            mine, theirs = both(
+                lambda opener: opener(file, framework=framework, backend=backend).get_slice(name)[index]
+            )
+        if theirs.error in {SystemError, TypeError, ValueError} and is_reversed(index):
+            # The library trips over itself while it words its refusal.
+            assert mine.refused
+        else:
+            assert mine == theirs
+        seen[mine.refused] += 1
 
     agrees()
     assert min(seen.values()) >= EXAMPLES // 20

@@ -14,7 +14,6 @@ from weightlift.compat.safetensors.refusals import SafetensorError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import EllipsisType
 
 _INT64_MAX = (1 << 63) - 1
 _UINT64_MAX = (1 << 64) - 1
@@ -131,39 +130,38 @@ def _spans(shape: tuple[int, ...], index: Any) -> list[_Span]:
         if index:
             raise SafetensorError("an index that is a list is not possible here: read the tensor and index it")
         return [_Span(0, 0, 1)]
-    parts: Sequence[Any] = index if isinstance(index, tuple) else (index,)
-    read: list[_Span | int | EllipsisType] = [_part(position, part) for position, part in enumerate(parts)]
-    ellipses = sum(part is Ellipsis for part in read)
-    if ellipses > 1:
+    parts: list[Any] = list(index) if isinstance(index, tuple) else [index]
+    ellipses = [position for position, part in enumerate(parts) if part is Ellipsis]
+    if len(ellipses) > 1:
         raise SafetensorError("only one ellipsis (...) is possible in an index")
-    if ellipses:
-        at = next(position for position, part in enumerate(read) if part is Ellipsis)
-        missing = max(len(shape) - len(read) + 1, 0)
-        read[at : at + 1] = [_Span(None, None, 1) for _ in range(missing)]
-    spans = []
-    for position, part in enumerate(read):
-        if isinstance(part, int):
-            size = shape[position] if position < len(shape) else 0
-            number = part + size if part < 0 else part
-            if number < 0:
-                raise SafetensorError(f"index {part} is before the first of the {size} entries of dimension {position}")
-            spans.append(_Span(None, None, 1, number))
-        elif isinstance(part, _Span):
-            spans.append(part)
-    return spans
+    for at in ellipses:
+        parts[at : at + 1] = [slice(None)] * max(len(shape) - len(parts) + 1, 0)
+    return [
+        _slice(part) if isinstance(part, slice) else _number(shape, position, part)
+        for position, part in enumerate(parts)
+    ]
 
 
-def _part(position: int, part: Any) -> _Span | int | EllipsisType:
-    if part is Ellipsis:
-        return Ellipsis
-    if isinstance(part, slice):
-        start, stop = _bound(part.start), _bound(part.stop)
-        step = 1 if part.step is None else operator.index(part.step)
-        if not -_INT64_MAX - 1 <= step <= _INT64_MAX:
-            raise OverflowError(f"a slice's step of {step} is too large")
-        if step < 1:
-            raise SafetensorError(f"a slice's step has to be a positive whole number, not {step}")
-        return _Span(start, stop, step)
+def _slice(part: slice) -> _Span:
+    start, stop = _bound(part.start), _bound(part.stop)
+    step = 1 if part.step is None else operator.index(part.step)
+    if not -_INT64_MAX - 1 <= step <= _INT64_MAX:
+        raise OverflowError(f"a slice's step of {step} is too large")
+    if step < 1:
+        raise SafetensorError(f"a slice's step has to be a positive whole number, not {step}")
+    return _Span(start, stop, step)
+
+
+def _bound(value: Any) -> int | None:
+    if value is None:
+        return None
+    number = operator.index(value)
+    if not 0 <= number <= _UINT64_MAX:
+        raise OverflowError(f"a slice's bound of {number} is {'negative' if number < 0 else 'too large'}")
+    return number
+
+
+def _number(shape: tuple[int, ...], position: int, part: Any) -> _Span:
     try:
         number = operator.index(part)
     except (TypeError, ValueError, RuntimeError):
@@ -172,15 +170,7 @@ def _part(position: int, part: Any) -> _Span | int | EllipsisType:
         raise SafetensorError(
             f"part {position} of the index is {type(part).__name__}: use a slice, a whole number or an ellipsis"
         )
-    return number
-
-
-def _bound(value: Any) -> int | None:
-    if value is None:
-        return None
-    number = operator.index(value)
-    if number < 0:
-        raise OverflowError(f"a slice's bound of {number} is negative, which is not possible here")
-    if number > _UINT64_MAX:
-        raise OverflowError(f"a slice's bound of {number} is too large")
-    return number
+    size = shape[position] if position < len(shape) else 0
+    if number + size < 0:
+        raise SafetensorError(f"index {number} is before the first of the {size} entries of dimension {position}")
+    return _Span(None, None, 1, number + size if number < 0 else number)
