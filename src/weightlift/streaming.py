@@ -28,7 +28,7 @@ from weightlift.units import MIB
 from weightlift.weighing import weigh, within
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from weightlift.description import Description
     from weightlift.layout import Group
@@ -53,11 +53,24 @@ class _Unit:
 class TensorStream:
     """An iterator of ``(name, tensor)`` in file order; also a context manager.
 
+    Args:
+        description: the checkpoint.
+        rows: the selected rows, in file order.
+        options: how.
+        units: another order: the rows cut into parts, each in file order, that are read and delivered one after the
+            other.
+
     Attributes:
         report: what the load did; ``None`` until the last tensor was delivered.
     """
 
-    def __init__(self, description: Description, rows: Sequence[int], options: LoadOptions) -> None:
+    def __init__(
+        self,
+        description: Description,
+        rows: Sequence[int],
+        options: LoadOptions,
+        units: Iterable[Sequence[int]] | None = None,
+    ) -> None:
         where = Destinations(description, rows, options)
         if where.discards:
             raise OptionError('device="null" has no tensors to stream', hint='use weightlift.load(…, device="null")')
@@ -78,7 +91,7 @@ class TensorStream:
         if options.dtype is not None or not where.in_host_memory:
             # What is converted or on a device cannot be hashed as it was stored.
             verify_beforehand(description, rows, options, self._manifest)
-        self._pending: deque[Sequence[int]] = deque(self._unit_rows())
+        self._pending: deque[Sequence[int]] = deque(self._unit_rows() if units is None else units)
         self._flying: deque[_Unit] = deque()
         self._by_extent: list[_Unit] = []
         self._ready: Iterator[tuple[str, Any]] = iter(())

@@ -6,7 +6,7 @@ import os
 import tempfile
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy
 import pytest
@@ -21,6 +21,7 @@ import weightlift.compat.safetensors as ours
 import weightlift.compat.safetensors.numpy
 import weightlift.compat.safetensors.torch
 from weightlift.dtypes import SAFETENSORS
+from weightlift.testing.differential import Outcome, outcome
 from weightlift.testing.factory import write_checkpoint
 from weightlift.testing.shapes import TensorSpec
 
@@ -34,44 +35,12 @@ NINE = hasattr(safetensors.safe_open, "prefetch")
 KINDS = [("pt", "mmap"), ("pt", "pread"), ("np", "mmap"), ("np", "pread")]
 
 
-class Outcome(NamedTuple):
-    """What a call did: the class of what it raised, or what it returned in a form that can be compared."""
-
-    error: type[BaseException] | None
-    value: object
-
-    @property
-    def refused(self) -> bool:
-        return self.error is not None
-
-
-def comparable(value: Any) -> object:
-    if isinstance(value, torch.Tensor):
-        flat = value.contiguous().as_strided((value.numel(),), (1,))
-        stored = flat.view(torch.uint8).numpy().tobytes() if value.numel() else b""
-        return ("torch", value.dtype, tuple(value.shape), str(value.device), stored)
-    if isinstance(value, numpy.ndarray):
-        return ("numpy", value.dtype, value.shape, value.flags.writeable, value.tobytes())
-    if isinstance(value, dict) and not all(isinstance(item, str) for item in value.values()):
-        # The order is part of it, except among the free-form entries, where it is a hash table's.
-        return [(name, comparable(item)) for name, item in value.items()]
-    return value
-
-
-def outcome(call: Callable[[], Any]) -> Outcome:
-    try:
-        value = call()
-    except Exception as err:  # noqa: BLE001 - the class is what is compared
-        return Outcome(type(err), None)
-    return Outcome(None, comparable(value))
-
-
-def both(call: Callable[[Any], Any]) -> tuple[Outcome, Outcome]:
+def both(call: Callable[..., Any]) -> tuple[Outcome, Outcome]:
     """What a call does with our ``safe_open`` and with the library's."""
     return outcome(lambda: call(ours.safe_open)), outcome(lambda: call(safetensors.safe_open))
 
 
-def same(call: Callable[[Any], Any]) -> Outcome:
+def same(call: Callable[..., Any]) -> Outcome:
     mine, theirs = both(call)
     assert mine == theirs
     return mine
@@ -172,7 +141,8 @@ def test_what_a_file_says_of_itself(path: Path, framework: str, backend: str) ->
 
 
 def test_no_metadata(tmp_path: Path, specs: list[TensorSpec]) -> None:
-    for number, metadata in enumerate((None, {})):
+    cases: list[dict[str, str] | None] = [None, {}]
+    for number, metadata in enumerate(cases):
         path = write_checkpoint(tmp_path / f"{number}.safetensors", specs[:1], metadata=metadata)
         same(lambda opener, path=path: opener(path, framework="pt").metadata())
 
@@ -188,24 +158,22 @@ def test_whole_files(tmp_path: Path, specs: list[TensorSpec]) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"framework": name}
-        for name in ("pt", "torch", "pytorch", "np", "numpy", "tf", "flax", "jax", "mlx", "xx", "PT", "", None, 1, "paddle")
-    ]
-    + [{"backend": name} for name in ("mmap", "pread", "PREAD", "", None, 1)]
-    + [
-        {"device": device}
-        for device in (
-            *("cpu", "cuda", "cuda:0", "cuda:12", "cuda:x", "cuda:", "cuda:-1", "cuda:1:2", "cuda: 1", "CUDA", "cpu:0"),
-            *("mps", "mps:0", "mps:1", "mps:x", "xpu", "xpu:3", "npu", "xla", "mlu", "musa", "hpu", "hpu:2", "meta", ""),
-            *("cuda:99999999999999999999", "null", "cuda:+1", 0, 7, -1, 2**64, 2**70, True, None, 1.0, b"cpu", []),
-            *(torch.device("cpu"), torch.device("cuda", 0)),
-        )
-    ],
-    ids=str,
-)
+FRAMEWORKS: list[Any] = ["pt", "torch", "pytorch", "np", "numpy", "tf", "flax", "jax", "mlx", "xx", "PT", "", None, 1]
+BACKENDS: list[Any] = ["mmap", "pread", "PREAD", "", None, 1]
+DEVICES: list[Any] = [
+    *("cpu", "cuda", "cuda:0", "cuda:12", "cuda:x", "cuda:", "cuda:-1", "cuda:1:2", "cuda: 1", "CUDA", "cpu:0"),
+    *("mps", "mps:0", "mps:1", "mps:x", "xpu", "xpu:3", "npu", "xla", "mlu", "musa", "hpu", "meta", "null", ""),
+    *("cuda:99999999999999999999", "cuda:+1", 0, 7, -1, 2**64, 2**70, True, None, 1.0, b"cpu", []),
+    *(torch.device("cpu"), torch.device("cuda", 0)),
+]
+ARGUMENTS: list[dict[str, Any]] = [
+    *({"framework": framework} for framework in FRAMEWORKS),
+    *({"backend": backend} for backend in BACKENDS),
+    *({"device": device} for device in DEVICES),
+]
+
+
+@pytest.mark.parametrize("arguments", ARGUMENTS, ids=str)
 @pytest.mark.parametrize("framework", ["pt", "np"])
 def test_arguments(path: Path, framework: str, arguments: dict[str, Any]) -> None:
     keywords = {"framework": framework, **arguments}
@@ -245,7 +213,11 @@ def test_how_arguments_are_passed(path: Path) -> None:
     "content",
     [
         *(b"", b"abc", (5).to_bytes(8, "little") + b"{}   ", (10**12).to_bytes(8, "little") + b"{}"),
-        *((2).to_bytes(8, "little") + b"[]", (2).to_bytes(8, "little") + b"{}x", (2).to_bytes(8, "little") + b"\xff\xff"),
+        *(
+            (2).to_bytes(8, "little") + b"[]",
+            (2).to_bytes(8, "little") + b"{}x",
+            (2).to_bytes(8, "little") + b"\xff\xff",
+        ),
         b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
         *(b"<!doctype html><html></html>", b"PK\x03\x04" + bytes(60), b"GGUF" + bytes(60)),
     ],

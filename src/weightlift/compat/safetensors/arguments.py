@@ -24,11 +24,11 @@ class Device(NamedTuple):
 
     Attributes:
         name: what messages call it, ``cpu`` and ``cuda:0`` for example.
-        index: a bare number: whichever kind of accelerator the framework uses; ``None`` otherwise.
+        number: a bare number: whichever kind of accelerator the framework uses; ``None`` otherwise.
     """
 
     name: str
-    index: int | None = None
+    number: int | None = None
 
 
 CPU: Final = Device("cpu")
@@ -74,7 +74,7 @@ def parse_path(filename: object) -> str:
     """
     if isinstance(filename, bytes):
         raise wrong_type("filename", filename, "str")
-    return os.fsdecode(os.fspath(filename))  # type: ignore[call-overload,no-any-return] # a TypeError says what it is
+    return os.fsdecode(os.fspath(filename))  # type: ignore[call-overload] # a TypeError says what it is
 
 
 def parse_device(device: object) -> Device:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
-from weightlift.compat.safetensors import defaults
 from weightlift.compat.safetensors.arguments import (
     parse_backend,
     parse_device,
@@ -13,7 +12,7 @@ from weightlift.compat.safetensors.arguments import (
 )
 from weightlift.compat.safetensors.opened import OpenedFile
 from weightlift.compat.safetensors.prefetching import PrefetchLoader, plan_prefetch
-from weightlift.compat.safetensors.refusals import SafetensorError, reference, wrong_type
+from weightlift.compat.safetensors.refusals import SafetensorError, library_safe_open, wrong_type
 from weightlift.compat.safetensors.slices import PySafeSlice, TensorMeta
 from weightlift.errors import printable
 from weightlift.types import Framework
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Mapping
     from types import TracebackType
+
+    from weightlift.keywords import LoadKeywords
 
 _UNSUPPORTED: Final = "numpy arrays stay in host memory: use device='cpu'"
 
@@ -44,20 +45,23 @@ class safe_open:  # noqa: N801 - the library's own name
 
     __slots__ = ("_file", "_keys")
 
-    def __new__(
+    load_keywords: ClassVar[LoadKeywords] = {}
+    """How files are loaded, for subclasses to set; see :class:`~weightlift.options.LoadOptions`."""
+
+    def __new__(  # noqa: D102 - documented on the class
         cls, filename: str | os.PathLike[str], framework: str, device: str | int | None = None, *, backend: str = "mmap"
     ) -> Self:
         path = parse_path(filename)
         wanted = parse_framework(framework)
         strict = parse_backend(backend)
         if wanted is None:
-            handle: Self = reference("").safe_open(path, framework, device, backend=backend)
+            handle: Self = library_safe_open()(path, framework, device, backend=backend)
             return handle
         place = parse_device(device)
         if wanted is Framework.NUMPY and place.name != "cpu":
             raise SafetensorError(f"device {place.name} is not supported for framework numpy: {_UNSUPPORTED}")
         self = super().__new__(cls)
-        self._file = OpenedFile(path, wanted, place, strict=strict, keywords=defaults.current())
+        self._file = OpenedFile(path, wanted, place, strict=strict, keywords=cls.load_keywords)
         self._keys = None
         return self
 

@@ -18,7 +18,6 @@ from weightlift.compat.safetensors.indexing import simple_view, strict_view, tor
 from weightlift.compat.safetensors.ranges import View, pieces
 from weightlift.compat.safetensors.refusals import refusing
 from weightlift.compat.safetensors.sequence import Sequence
-from weightlift.description import Description
 from weightlift.errors import InsufficientMemoryError, ReadError, TruncatedFileError
 from weightlift.formats.columns import join
 from weightlift.formats.files import open_file
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence as Rows
 
     from weightlift.compat.safetensors.arguments import Device
+    from weightlift.description import Description
     from weightlift.keywords import LoadKeywords
 
 SMALL_BYTES: Final = 4 << 20
@@ -80,7 +80,9 @@ class OpenedFile:
         self._place: Any = None
         self._mapped: dict[str, Any] | None = None
         self._gives_views: bool | None = None
-        self._sequence = Sequence(self) if Sequence.pays_for(self.description) else None
+        self._sequence: Sequence | None = None
+        if Sequence.pays_for(self.description):
+            self._sequence = Sequence(self.description, self.load_options, self.reports.append)
         self._lock = threading.Lock()
 
     def __del__(self) -> None:
@@ -116,7 +118,7 @@ class OpenedFile:
         return LoadOptions(**self.options).method  # type: ignore[arg-type]
 
     def has_metadata(self) -> bool:
-        """Whether the header has free-form entries, be it none at all; read again, since a description does not tell."""
+        """Whether the header has free-form entries, were it none at all; a description does not tell, so look again."""
         length = self.description.shards[0].data_offset - LENGTH_BYTES
         return json.loads(bytes(self.read(LENGTH_BYTES, length))).get("__metadata__") is not None
 
@@ -146,6 +148,11 @@ class OpenedFile:
         made = self._tensors.over(held, description.dtype(row), description.shape(row))
         return made if self.on_cpu else made.to(self.place)
 
+    def view(self, row: int) -> Any:
+        """The whole tensor of a row as a view of the mapped file."""
+        self.check_tensor(row)
+        return self._views()[self.description.names[row]]
+
     def all_tensors(self) -> dict[str, Any]:
         """Every tensor of the file, in file order."""
         description = self.description
@@ -172,7 +179,7 @@ class OpenedFile:
 
     def load_options(self) -> LoadOptions:
         """How tensors are loaded to where they go."""
-        return LoadOptions(**{**self.options, "device": self.place})  # type: ignore[arg-type]
+        return LoadOptions(**{**self.options, "device": self.place})
 
     def _views(self) -> dict[str, Any]:
         with self._lock:
@@ -191,9 +198,10 @@ class OpenedFile:
         """What an index takes of the tensor of a row, read from the file without the rest of it."""
         description, tensors_ = self.description, self._tensors
         dtype, shape = description.dtype(row), description.shape(row)
+        view: View | None
         if self.strict:
-            view: View | None = strict_view(shape, index)
-            tensors_.check_part(dtype, shape, view)
+            within = view = strict_view(shape, index)
+            tensors_.check_part(dtype, shape, within)
         else:
             tensors_.check(dtype, shape)
             view = simple_view(shape, index) if dtype.block_elements == 1 else None

@@ -51,10 +51,10 @@ def plan_prefetch(
         raise OverflowError(f"threads={threads} is negative")
     if file.framework is not Framework.TORCH:
         raise SafetensorError('prefetch is only compatible with framework="pt"')
-    if device.index is None and not device.name.startswith("cuda:"):
+    if device.number is None and not device.name.startswith("cuda:"):
         raise SafetensorError(f"prefetch loads to cuda devices, not {device.name}")
     wanted = _wanted(file, plan)
-    place = f"cuda:{device.index}" if device.index is not None else device.name
+    place = f"cuda:{device.number}" if device.number is not None else device.name
     workers = min(threads, WORKERS_MAX) or None
     options = LoadOptions(**{**file.options, "device": place, "workers": workers})  # type: ignore[arg-type]
     try:

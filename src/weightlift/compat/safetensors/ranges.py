@@ -69,7 +69,9 @@ class Piece(NamedTuple):
     whole: bool
 
 
-def pieces(view: View, item_bytes: int, *, gap_bytes: int = GAP_BYTES, block_bytes: int = BLOCK_BYTES) -> Iterator[Piece]:
+def pieces(
+    view: View, item_bytes: int, *, gap_bytes: int = GAP_BYTES, block_bytes: int = BLOCK_BYTES
+) -> Iterator[Piece]:
     """The reads that bring a view's elements together.
 
     Args:

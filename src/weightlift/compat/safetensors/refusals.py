@@ -14,15 +14,19 @@ from weightlift.errors import FormatError, MissingExtraError, NotACheckpointErro
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_library_safe_open: Any = None
+
 try:
-    from safetensors import SafetensorError
+    from safetensors import SafetensorError, safe_open
+
+    _library_safe_open = safe_open
 except ImportError:
 
     class SafetensorError(Exception):  # type: ignore[no-redef]
         """A file, or what was asked of it, breaks a rule of the format."""
 
 
-__all__ = ["SafetensorError", "reference", "refusing", "wrong_type"]
+__all__ = ["SafetensorError", "library_safe_open", "reference", "refusing", "wrong_type"]
 
 
 def reference(submodule: str) -> Any:
@@ -41,6 +45,15 @@ def reference(submodule: str) -> Any:
             "this call is passed on to the safetensors library, which is not installed",
             hint="pip install safetensors",
         ) from err
+
+
+def library_safe_open() -> Any:
+    """The library's own ``safe_open``, as it was before anything took its place.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    return _library_safe_open or reference("").safe_open
 
 
 @contextlib.contextmanager

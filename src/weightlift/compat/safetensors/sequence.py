@@ -13,8 +13,11 @@ from weightlift.compat.safetensors.refusals import refusing
 from weightlift.streaming import TensorStream
 
 if TYPE_CHECKING:
-    from weightlift.compat.safetensors.opened import OpenedFile
+    from collections.abc import Callable
+
     from weightlift.description import Description
+    from weightlift.options import LoadOptions
+    from weightlift.types import LoadReport
 
 _STREAK: Final = 3
 """So many requests in a row are taken for a habit."""
@@ -27,13 +30,17 @@ class Sequence:
     """Recognises requests in file order.
 
     Args:
-        file: the file that tensors are asked of.
+        description: the file that tensors are asked of.
+        load_options: says how it is loaded, and is asked when it is.
+        note: told of a stream that was used up.
     """
 
-    def __init__(self, file: OpenedFile) -> None:
-        self._description = file.description
-        self._load_options = file.load_options
-        self._reports = file.reports
+    def __init__(
+        self, description: Description, load_options: Callable[[], LoadOptions], note: Callable[[LoadReport], None]
+    ) -> None:
+        self._description = description
+        self._load_options = load_options
+        self._note = note
         self._lock = threading.Lock()
         self._stream: TensorStream | None = None
         self._next = 0
@@ -84,7 +91,7 @@ class Sequence:
         for _ in stream:
             raise AssertionError("the stream has more tensors than the file")
         if stream.report is not None:
-            self._reports.append(stream.report)
+            self._note(stream.report)
 
     def _stop(self) -> None:
         stream, self._stream = self._stream, None

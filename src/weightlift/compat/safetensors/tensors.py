@@ -64,7 +64,9 @@ class _Torch:
         if dtype.torch is None:
             raise SafetensorError(f"torch has no data type for {dtype.name}: weightlift.load hands its bytes out")
         if not shape or shape[-1] % dtype.packed:
-            raise SafetensorError(f"{dtype.name} of shape {list(shape)} does not fill whole bytes along its last dimension")
+            raise SafetensorError(
+                f"{dtype.name} of shape {list(shape)} does not fill whole bytes along its last dimension"
+            )
 
     def check_part(self, dtype: DType, shape: tuple[int, ...], view: View) -> None:
         """See :class:`Tensors`."""
@@ -146,7 +148,7 @@ def resolve_device(device: Device) -> str:
     if device.name == "cpu" or device.name.startswith("cuda:"):
         return device.name
     torch = importlib.import_module("torch")
-    wanted = device.name if device.index is None else device.index
+    wanted = device.name if device.number is None else device.number
     return str(torch.empty(0, device=wanted).device)
 
 
@@ -189,5 +191,3 @@ def _pick_slowly(scratch: memoryview, piece: Piece, item_bytes: int, target: mem
     taken = source.as_strided((*piece.shape, item_bytes), (*piece.strides, 1))
     count = math.prod(piece.shape) * item_bytes
     torch.frombuffer(target, dtype=torch.uint8, count=count, offset=piece.place).view(taken.shape).copy_(taken)
-
-
