@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import gc
+import importlib.machinery
+import importlib.util
 import os
+import sys
+import types
 from typing import TYPE_CHECKING, Any
 
 # Read when the libraries are imported; nothing here is to be fetched.
@@ -65,10 +69,41 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def logits(model: Any) -> Any:
-    """What a language model makes of a few fixed tokens."""
-    import torch
+def _stand_in(name: str) -> types.ModuleType:
+    """A compiled extension that does nothing; what looks at it takes it for a built one."""
 
-    model.eval()
-    with torch.no_grad():
-        return model(torch.arange(10)[None]).logits
+    def attribute(wanted: str) -> Any:
+        if wanted.startswith("__"):
+            raise AttributeError(wanted)
+        return lambda *_, **__: 0
+
+    module = types.ModuleType(name)
+    path = f"/nowhere/{name}{importlib.machinery.EXTENSION_SUFFIXES[0]}"
+    module.__file__ = path
+    module.__spec__ = importlib.machinery.ModuleSpec(name, importlib.machinery.BuiltinImporter, origin=path)
+    module.__dict__["__getattr__"] = attribute
+    return module
+
+
+@pytest.fixture(scope="session")
+def exllamav2() -> Any:
+    """The real package over a stand-in for its compiled extension."""
+    sys.modules.setdefault("exllamav2_ext", _stand_in("exllamav2_ext"))
+    return pytest.importorskip("exllamav2", reason="exllamav2 is not installed")
+
+
+@pytest.fixture(scope="session")
+def exllamav3_loader() -> Any:
+    """The real package's loader over a stand-in for its compiled extension.
+
+    Its ``__init__`` imports all models and with them triton, which comes with torch for GPUs only; it is passed by.
+    """
+    spec = importlib.util.find_spec("exllamav3")
+    if spec is None or spec.submodule_search_locations is None:
+        pytest.skip("exllamav3 is not installed")
+    sys.modules.setdefault("exllamav3_ext", _stand_in("exllamav3_ext"))
+    package = types.ModuleType("exllamav3")
+    package.__path__ = list(spec.submodule_search_locations)
+    package.__spec__ = spec
+    sys.modules.setdefault("exllamav3", package)
+    return importlib.import_module("exllamav3.loader.safetensors")

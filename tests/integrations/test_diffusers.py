@@ -5,10 +5,9 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
+import diffusers
 import pytest
-
-torch = pytest.importorskip("torch")
-diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
+import torch
 
 import weightlift
 from weightlift.integrations.pretrained import from_pretrained

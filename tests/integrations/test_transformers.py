@@ -1,4 +1,4 @@
-"""transformers itself, on tiny models of real architectures: what it loads over weightlift equals what it loads alone."""
+"""transformers itself, on tiny models of real architectures: loading over weightlift changes nothing but the way."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-
 import safetensors.torch
+import torch
+import transformers
 
 import weightlift
 from weightlift.errors import OptionError, UnsupportedError
@@ -19,7 +17,6 @@ from weightlift.integrations.pretrained import from_pretrained
 from weightlift.testing.differential import comparable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from weightlift.testing.fake_devices import FakeDevices
@@ -164,7 +161,7 @@ def test_mapped_views_where_they_are_asked_for(llama: Path, delivered: list[str]
 
 
 @pytest.fixture
-def damaged(llama: Path, tmp_path: Path) -> Iterator[Path]:
+def damaged(llama: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "damaged"
     shutil.copytree(llama, folder)
     shard = sorted(folder.glob("*.safetensors"))[3]
@@ -219,7 +216,7 @@ def test_requests_go_straight_to_their_devices(llama: Path, devices: FakeDevices
 def test_what_is_not_asked_for_is_cancelled(llama: Path) -> None:
     session = sessions.Session({})
     with weightlift.patch():
-        handle = safetensors.safe_open(sorted(llama.glob("*.safetensors"))[0], framework="pt")
+        handle = safetensors.safe_open(min(llama.glob("*.safetensors")), framework="pt")
         first, *rest = [session.request(handle.get_slice(name), "cpu", torch.clone) for name in handle.keys()]  # noqa: SIM118
     first.result()
     session.close()
@@ -237,7 +234,7 @@ def test_one_call_without_a_patch_of_ones_own(llama: Path, delivered: list[str])
 
 
 def test_versions_that_were_not_tried(llama: Path, monkeypatch: pytest.MonkeyPatch, delivered: list[str]) -> None:
-    monkeypatch.setattr(versions, "installed_version", lambda package: "6.0.1")
+    monkeypatch.setattr(versions, "installed_version", lambda _: "6.0.1")
     with pytest.raises(UnsupportedError, match=r"transformers 6\.0\.1 .* 5\.x.*\n.*allow_untested"):
         from_pretrained(transformers.AutoModelForCausalLM, llama)
     with weightlift.patch() as patch:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.abc
 import importlib.machinery
 import sys
+import types
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ class Replacements:
     def set(self, owner: Any, name: str, substitute: Any) -> None:
         """Replace an attribute of one class or module, and no other name for what it stood for."""
         self._pairs.append((_Attribute(owner, name, owner.__dict__[name]), substitute))
-        self.names.append(Replaced(f"{owner.__module__}.{owner.__qualname__}", name))
+        where = owner.__name__ if isinstance(owner, types.ModuleType) else f"{owner.__module__}.{owner.__qualname__}"
+        self.names.append(Replaced(where, name))
         setattr(owner, name, substitute)
 
     def undo(self) -> None:
