@@ -8,7 +8,7 @@ import importlib.util
 import os
 import sys
 import types
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 # Read when the libraries are imported; nothing here is to be fetched.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -80,7 +80,7 @@ def _stand_in(name: str) -> types.ModuleType:
     module = types.ModuleType(name)
     path = f"/nowhere/{name}{importlib.machinery.EXTENSION_SUFFIXES[0]}"
     module.__file__ = path
-    module.__spec__ = importlib.machinery.ModuleSpec(name, importlib.machinery.BuiltinImporter, origin=path)
+    module.__spec__ = importlib.machinery.ModuleSpec(name, cast(Any, importlib.machinery.BuiltinImporter), origin=path)
     module.__dict__["__getattr__"] = attribute
     return module
 

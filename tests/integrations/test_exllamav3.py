@@ -137,11 +137,14 @@ def test_raw_pointers_on_devices(
     monkeypatch.setattr(integration, "memory_at", lambda address, nbytes, _: on_host(address, nbytes, "cpu"))
     extension = exllamav3_loader.ext
     collection = exllamav3_loader.SafetensorsCollection(str(folder))
-    rows, handles, places, expected = [], [], [], []
+    rows: list[tuple[int, ...]] = []
+    places: list[int] = []
+    expected: list[tuple[int, int, bytes]] = []
+    handles = []
     blocks = [memory.allocate(torch.uint8, (4 << 20,)) for memory in devices.memories]
     for index, (filename, header) in enumerate(sorted(collection.file_headers.items())):
         handles.append(extension.stloader_open_file(filename))
-        for number, (key, entry) in enumerate(sorted(header.items())):
+        for number, (_, entry) in enumerate(sorted(header.items())):
             if not isinstance(entry, dict) or "shape" not in entry:
                 continue
             begin, end = entry["data_offsets"]

@@ -1,9 +1,10 @@
 """ExLlamaV2: every weight goes through weightlift, a module's weights in one load.
 
 All of its weights come through one method, ``STFile.get_tensor``, which reads one tensor at a time into a buffer as
-large as the tensor. Here a request brings what is stored beside it, in the same module of the model and for the same device;
-its companions wait until they are asked for, which is the next thing that happens. A request for another device, as
-after running out of memory on one, drops what waits. Tensors are private and writable: ExLlamaV2 edits them in place.
+large as the tensor. Here a request brings what is stored beside it, in the same module of the model and for the same
+device; its companions wait until they are asked for, which is the next thing that happens. A request for another
+device, as after running out of memory on one, drops what waits. Tensors are private and writable, since ExLlamaV2 edits
+them in place.
 
 ``config.fasttensors``, ``-fst`` and ``EXLLAMA_FASTTENSORS``, which ExLlamaV2 0.3 no longer acts on, mean direct reads,
 past the page cache.
