@@ -123,7 +123,7 @@ def timed(record: dict[str, Any], name: str, device: str) -> Iterator[None]:
     """Seconds until everything that was started has ended."""
     import torch
 
-    synchronise = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+    synchronise: Any = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
     synchronise()
     begin = time.perf_counter()
     yield
@@ -139,10 +139,11 @@ def run_transformers(request: dict[str, Any]) -> dict[str, Any]:
 
     device, folder = request["device"], request["folder"]
     record: dict[str, Any] = {}
+    llama: Any = transformers.LlamaForCausalLM
     config = transformers.AutoConfig.from_pretrained(folder)
     # A model without weights has been made once, and the device used, before anything is measured.
     with torch.device("meta"):
-        transformers.LlamaForCausalLM(config)
+        llama(config)
     torch.ones(1024, 1024, device=device).sum().item()
     owner, method = modeling_utils.PreTrainedModel, "_load_pretrained_model"
     inner = getattr(owner, method)
@@ -158,7 +159,7 @@ def run_transformers(request: dict[str, Any]) -> dict[str, Any]:
 
         patch = weightlift.patch(**request["options"])
     with patch, PeakMemory() as sampler, timed(record, "seconds", device):
-        model = transformers.LlamaForCausalLM.from_pretrained(folder, device_map=device, dtype="auto")
+        model = llama.from_pretrained(folder, device_map=device, dtype="auto")
     record["anonymous_growth_bytes"] = sampler.growth
     if request["subject"] == "weightlift":
         report = patch.reports[-1]
