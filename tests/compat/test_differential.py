@@ -91,14 +91,16 @@ def test_every_index(file: Path, framework: str, backend: str) -> None:
             name = "cube"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            mine, theirs = both(
-                lambda opener: opener(file, framework=framework, backend=backend).get_slice(name)[index]
-            )
-        if theirs.refused and is_reversed(index):
-            # The library trips over itself while it words its refusal, in one class of error or another.
-            assert mine.refused
-        else:
-            assert mine == theirs
+
+            def ask(opener: Any) -> Any:
+                return opener(file, framework=framework, backend=backend).get_slice(name)[index]
+
+            if is_reversed(index) and (framework, backend) != ("pt", "mmap"):
+                # The library trips over itself while it words this refusal, up to ending the interpreter's thread.
+                mine = outcome(lambda: ask(ours.safe_open))
+                assert mine.refused
+            else:
+                mine = same(ask)
         seen[mine.refused] += 1
 
     agrees()
