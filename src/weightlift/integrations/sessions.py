@@ -107,7 +107,7 @@ class Session:
             requests = self._map_what_does_not_fit(requests)
             if not requests:
                 return
-            description, rows = _joined([(request.file, request.row) for request in requests])
+            description, rows = join_tensors([(request.file, request.row) for request in requests])
             names = [description.names[row] for row in rows]
             self._waiting = {name: request.pending for name, request in zip(names, requests, strict=True)}
             devices = {name: request.device for name, request in zip(names, requests, strict=True)}
@@ -195,8 +195,8 @@ def _units(description: Description, rows: Sequence[int]) -> Iterator[Sequence[i
         yield sorted(unit)
 
 
-def _joined(wanted: Sequence[tuple[OpenedFile, int]]) -> tuple[Description, list[int]]:
-    """One description of tensors of several files, and the row in it of each of them.
+def join_tensors(wanted: Sequence[tuple[OpenedFile, int]]) -> tuple[Description, list[int]]:
+    """One description of tensors of several files, in the order of the files, and the row in it of each of them.
 
     Names are made unique by the number of the file where two files have the same.
     """
