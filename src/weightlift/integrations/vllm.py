@@ -78,7 +78,7 @@ def make_loader_class() -> Any:
         def __init__(self, load_config: Any) -> None:
             extra = load_config.model_loader_extra_config
             given = extra if isinstance(extra, dict) else {}
-            self.keywords: LoadKeywords = {name: given[name] for name in OPTIONS if name in given}  # type: ignore[misc,assignment]
+            self.keywords: LoadKeywords = {name: given[name] for name in OPTIONS if name in given}  # type: ignore[assignment]
             LoadOptions(**self.keywords)  # type: ignore[arg-type] # judged now, not when the weights are read
             # To the default loader these are files like any others, and its own options the only ones.
             own = copy.copy(load_config)
