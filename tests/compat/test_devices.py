@@ -40,7 +40,7 @@ def devices(
     request: pytest.FixtureRequest, fake_library: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[FakeDevices]:
     # What is small goes there by a copy of torch's own, and torch does not know the fake.
-    monkeypatch.setattr(opened_module, "SMALL_BYTES", -1)
+    monkeypatch.setattr(opened_module, "SMALL_DEVICE_BYTES", -1)
     with FakeGpu(fake_library, request.param, seed=1, memory_bytes=256 << 20) as gpu, FakeDevices(gpu) as fakes:
         yield fakes
 

@@ -142,7 +142,7 @@ def test_views_know_whether_they_are_contiguous() -> None:
 
 
 def test_small_tensors_are_read_at_once_and_large_ones_loaded(tmp_path: Path, reads: list[tuple[int, int]]) -> None:
-    specs = [TensorSpec("large", "F32", (1025, 1024)), TensorSpec("small", "F32", (3,))]
+    specs = [TensorSpec("large", "F32", (4097, 1024)), TensorSpec("small", "F32", (3,))]
     path = write_checkpoint(tmp_path / "m.safetensors", specs)
     with safe_open(path, framework="pt") as file:
         large, small = file.get_tensor("large"), file.get_tensor("small")
@@ -156,6 +156,7 @@ def test_small_tensors_are_read_at_once_and_large_ones_loaded(tmp_path: Path, re
 def many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file that read-ahead pays for, small as it is."""
     monkeypatch.setattr(sequence_module, "_WORTHWHILE_BYTES", 1 << 20)
+    monkeypatch.setattr("weightlift.host.residency.cached_in", lambda *_: 0)
     return write_checkpoint(tmp_path / "many.safetensors", MANY)
 
 
@@ -168,6 +169,26 @@ def test_tensors_asked_for_in_order_come_out_of_a_stream(many: Path, reads: list
         # Two requests make no habit; the stream brings the rest, and its report.
         assert len(reads) == 2
         assert [report.tensors for report in file.reports] == [len(MANY) - 2]
+
+
+def test_what_the_page_cache_holds_is_read_by_who_asks(
+    many: Path, reads: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[tuple[int, int]] = []
+
+    def cached_in(_: int, ranges: list[tuple[int, int]]) -> int:
+        looked.extend(ranges)
+        return sum(length for _, length in ranges)
+
+    monkeypatch.setattr("weightlift.host.residency.cached_in", cached_in)
+    monkeypatch.setattr(sequence_module, "_LOOK_BYTES", 1 << 20)
+    with safe_open(many, framework="pt") as file:
+        for spec in MANY:
+            assert torch.equal(raw(file.get_tensor(spec.name)), stored(spec))
+        assert not file.reports
+    assert len(reads) == len(MANY)
+    # Once for every so much of the file, not once for every tensor.
+    assert 1 < len(looked) < len(MANY) / 4
 
 
 def test_another_order_ends_the_stream(many: Path, reads: list[tuple[int, int]]) -> None:

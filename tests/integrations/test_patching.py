@@ -85,7 +85,7 @@ def test_the_face_itself_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_later_patches_count_and_are_undone_first(tmp_path: Path) -> None:
-    path, _ = make_checkpoint(tmp_path / "m.safetensors", dtype="F32", shape=(1100, 1000))
+    path, _ = make_checkpoint(tmp_path / "m.safetensors", dtype="F32", shape=(2100, 1000))
     original = safetensors.safe_open
     outer = weightlift.patch(method="buffered")
     inner = weightlift.patch(method="mmap")

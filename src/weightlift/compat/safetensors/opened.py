@@ -33,8 +33,11 @@ if TYPE_CHECKING:
     from weightlift.description import Description
     from weightlift.keywords import LoadKeywords
 
-SMALL_BYTES: Final = 4 << 20
-"""Up to this size a tensor is read in the caller's thread."""
+SMALL_BYTES: Final = 16 << 20
+"""Up to this size a tensor for the CPU is read in the caller's thread."""
+
+SMALL_DEVICE_BYTES: Final = 4 << 20
+"""The same for a device, to which the framework then copies it out of pageable memory."""
 
 _FLAGS: Final = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 _seeking = threading.Lock()
@@ -82,7 +85,7 @@ class OpenedFile:
         self._gives_views: bool | None = None
         self._sequence: Sequence | None = None
         if Sequence.pays_for(self.description):
-            self._sequence = Sequence(self.description, self.load_options, self.reports.append)
+            self._sequence = Sequence(self.description, self._descriptor, self.load_options, self.reports.append)
         self._lock = threading.Lock()
 
     def __del__(self) -> None:
@@ -142,7 +145,7 @@ class OpenedFile:
             if ahead is not None:
                 return ahead
         length = description.lengths[row]
-        if length > SMALL_BYTES:
+        if length > (SMALL_BYTES if self.on_cpu else SMALL_DEVICE_BYTES):
             return self._load([row])[description.names[row]]
         held = self.read(description.offsets[row], length)
         made = self._tensors.over(held, description.dtype(row), description.shape(row))

@@ -1,7 +1,8 @@
 """Read-ahead for programs that ask for one tensor after the other: from the third on they come out of a stream.
 
-A stream reads large sequential batches while the program works, within the host-memory budget. A request out of order
-ends it, and whoever asks while another thread is being served reads for itself.
+A stream reads large sequential batches while the program works, within the host-memory budget. It pays where bytes come
+from storage; what the page cache holds is copied as quickly by whoever asks for it. A request out of order ends the
+stream, and whoever asks while another thread is being served reads for itself.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Final
 
 from weightlift.compat.safetensors.refusals import refusing
+from weightlift.host import residency
 from weightlift.streaming import TensorStream
 
 if TYPE_CHECKING:
@@ -25,20 +27,32 @@ _STREAK: Final = 3
 _WORTHWHILE_BYTES: Final = 32 << 20
 """What has to be left of the file for a stream to pay."""
 
+_LOOK_BYTES: Final = 64 << 20
+"""How far ahead the page cache is looked at; so much further on it is looked at again."""
+
+_CACHED_FRACTION: Final = 0.9
+"""Where more than this is cached there is nothing to read ahead."""
+
 
 class Sequence:
     """Recognises requests in file order.
 
     Args:
         description: the file that tensors are asked of.
+        descriptor: the same file, open.
         load_options: says how it is loaded, and is asked when it is.
         note: told of a stream that was used up.
     """
 
     def __init__(
-        self, description: Description, load_options: Callable[[], LoadOptions], note: Callable[[LoadReport], None]
+        self,
+        description: Description,
+        descriptor: int,
+        load_options: Callable[[], LoadOptions],
+        note: Callable[[LoadReport], None],
     ) -> None:
         self._description = description
+        self._descriptor = descriptor
         self._load_options = load_options
         self._note = note
         self._lock = threading.Lock()
@@ -46,6 +60,7 @@ class Sequence:
         self._next = 0
         self._streak = 0
         self._closed = False
+        self._cached_to = 0
 
     @staticmethod
     def pays_for(description: Description) -> bool:
@@ -72,7 +87,7 @@ class Sequence:
         self._next = row + 1
         self._streak += 1
         if self._stream is None:
-            if self._closed or self._streak < _STREAK or self._left(row) < _WORTHWHILE_BYTES:
+            if self._closed or self._streak < _STREAK or self._left(row) < _WORTHWHILE_BYTES or self._is_cached(row):
                 return None
             rows = range(row, len(self._description))
             self._stream = TensorStream(self._description, rows, self._load_options())
@@ -84,6 +99,18 @@ class Sequence:
 
     def _left(self, row: int) -> int:
         return self._description.shards[0].identity.size_bytes - self._description.offsets[row]
+
+    def _is_cached(self, row: int) -> bool:
+        """The page cache holds what comes next, or does not let itself be looked at."""
+        offset = self._description.offsets[row]
+        if offset < self._cached_to:
+            return True
+        length = min(self._left(row), _LOOK_BYTES)
+        cached = residency.cached_in(self._descriptor, [(offset, length)])
+        if cached is not None and cached < length * _CACHED_FRACTION:
+            return False
+        self._cached_to = offset + length
+        return True
 
     def _finish(self) -> None:
         stream, self._stream = self._stream, None
