@@ -75,6 +75,7 @@ $(VENV)/created $(VENV_DEMO)/created:
 $(VENV)/installed: $(VENV)/created $(INSTALL_INPUTS)
 	@echo "installing weightlift and what its tests and checks need into $(VENV)"
 	@$(VENV)/bin/python -m pip install $(PIP_OPTIONS) --editable . --group test --group check
+	@$(VENV)/bin/python -m pip install $(PIP_OPTIONS) --no-deps --group frameworks-alone
 	@touch $@
 
 $(VENV_DEMO)/installed: $(VENV_DEMO)/created $(INSTALL_INPUTS)

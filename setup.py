@@ -29,6 +29,9 @@ ENGINE = Extension(
     optional=WANTED != "require",
 )
 
+# Read by Python whenever it starts, from beside the installed package; without the variable it does nothing.
+STARTUP = 'import os; os.environ.get("WEIGHTLIFT_PATCH", "0") in ("", "0") or __import__("weightlift.startup")\n'
+
 
 class build(setuptools_build):
     """Starts from an empty build folder: a file left there by an earlier build would end up in the wheel."""
@@ -36,6 +39,8 @@ class build(setuptools_build):
     def run(self) -> None:
         shutil.rmtree(self.build_lib, ignore_errors=True)
         super().run()
+        Path(self.build_lib).mkdir(parents=True, exist_ok=True)
+        Path(self.build_lib, "weightlift_patch.pth").write_text(STARTUP, encoding="utf-8")
 
 
 class build_ext(setuptools_build_ext):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from weightlift.device_staging import release_pinned_memory
     from weightlift.errors import WeightliftError
     from weightlift.fitting import FitReport
+    from weightlift.integrations.patching import patch
     from weightlift.integrity import Verification
     from weightlift.manifest import Manifest
     from weightlift.modules import LoadIntoResult
@@ -47,6 +48,7 @@ _HOMES = {
     "load_into": "weightlift.api",
     "make_manifest": "weightlift.api",
     "open": "weightlift.api",
+    "patch": "weightlift.integrations.patching",
     "release_pinned_memory": "weightlift.device_staging",
     "stream": "weightlift.api",
     "verify": "weightlift.api",
@@ -72,6 +74,7 @@ __all__ = [
     "load_into",
     "make_manifest",
     "open",
+    "patch",
     "release_pinned_memory",
     "stream",
     "verify",

@@ -41,6 +41,8 @@ ENVIRONMENT: Final[dict[str, str]] = {
     "WEIGHTLIFT_CHUNK": "a fixed chunk size instead of one found while loading, for example 4MiB",
     "WEIGHTLIFT_WATCH": "after how many seconds in which nothing moves a load says so on stderr; 0 for never",
     "WEIGHTLIFT_ENGINE_LIBRARY": "path of another build of the native engine",
+    "WEIGHTLIFT_PATCH": "1 puts weightlift under safetensors in every Python program that starts",
+    "WEIGHTLIFT_UNTESTED_VERSIONS": "1 lets integrations work with framework versions they were not tried with",
     "WEIGHTLIFT_GPU_RUNTIME": "path of the CUDA or HIP runtime to use instead of the one the framework has loaded",
 }
 """Every environment variable that weightlift reads, and what it sets."""

@@ -30,7 +30,7 @@ from weightlift.views import carry
 from weightlift.weighing import weigh, within
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from weightlift.description import Description
     from weightlift.layout import Group
@@ -55,15 +55,29 @@ class _Unit:
 class TensorStream:
     """An iterator of ``(name, tensor)`` in file order; also a context manager.
 
+    Args:
+        description: the checkpoint.
+        rows: the selected rows, in file order.
+        options: how.
+        units: another order: the rows cut into parts, each in file order, that are read and delivered one after the
+            other.
+
     Attributes:
         report: what the load did; ``None`` until the last tensor was delivered.
     """
 
-    def __init__(self, description: Description, rows: Sequence[int], options: LoadOptions) -> None:
+    def __init__(
+        self,
+        description: Description,
+        rows: Sequence[int],
+        options: LoadOptions,
+        units: Iterable[Sequence[int]] | None = None,
+    ) -> None:
         asked, asked_rows = description, rows
         self._tensors = len(rows)
         self._carried = carry(description, rows)
         if self._carried is not None:
+            assert units is None, "views are read in file order"
             description, rows = self._carried.description, self._carried.rows
         where = Destinations(description, rows, options)
         if where.discards:
@@ -88,7 +102,7 @@ class TensorStream:
             verify_beforehand(asked, asked_rows, options, self._manifest)
         if self._carried is not None:
             self._manifest = None
-        self._pending: deque[Sequence[int]] = deque(self._unit_rows())
+        self._pending: deque[Sequence[int]] = deque(self._unit_rows() if units is None else units)
         self._flying: deque[_Unit] = deque()
         self._by_extent: list[_Unit] = []
         self._ready: Iterator[tuple[str, Any]] = iter(())

@@ -162,6 +162,8 @@ def test_help_names_defaults_and_variables(capsys: pytest.CaptureFixture[str], m
     assert "(default: auto; environment: WEIGHTLIFT_METHOD)" in shown
     assert [name for name in ENVIRONMENT if name not in shown] == [
         "WEIGHTLIFT_ENGINE_LIBRARY",
+        "WEIGHTLIFT_PATCH",
+        "WEIGHTLIFT_UNTESTED_VERSIONS",
         "WEIGHTLIFT_GPU_RUNTIME",
     ]
 

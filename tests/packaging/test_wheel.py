@@ -129,6 +129,31 @@ def test_wheel_without_the_engine_is_pure_and_works(tree: Path, tmp_path: Path, 
     assert imported_from(python, tmp_path).startswith(str(tmp_path / "environment"))
 
 
+STAND_IN = """
+class SafetensorError(Exception): ...
+class safe_open: ...
+"""
+
+
+def test_variable_patches_programs_that_know_nothing_of_it(tree: Path, tmp_path: Path) -> None:
+    """In an environment of its own, with a stand-in for safetensors; nothing happens without the variable."""
+    python = install(build(tree, WEIGHTLIFT_BUILD_ENGINE="0"), tmp_path / "environment")
+    (site,) = (tmp_path / "environment").rglob("weightlift_patch.pth")
+    (site.parent / "safetensors.py").write_text(STAND_IN)
+    # What weightlift depends on is borrowed from here.
+    (site.parent / "borrowed.pth").write_text(str(Path(pytest.__file__).parents[1]) + "\n")
+    program = (
+        "import sys; early = 'weightlift' in sys.modules; import safetensors as s; print(early, s.safe_open.__module__)"
+    )
+
+    def says(**environment: str) -> str:
+        return run(python, "-c", program, cwd=tmp_path, **environment).strip()
+
+    assert says(WEIGHTLIFT_PATCH="") == says(WEIGHTLIFT_PATCH="0") == "False safetensors"
+    assert says(WEIGHTLIFT_PATCH="1") == "True weightlift.integrations.patching"
+    assert says(WEIGHTLIFT_PATCH="1", WEIGHTLIFT_METHOD="fast").startswith("weightlift: WEIGHTLIFT_PATCH has no effect")
+
+
 def test_wheel_has_nothing_that_an_earlier_build_left_behind(tree: Path) -> None:
     former = tree / "src" / "weightlift" / "former.py"
     former.touch()

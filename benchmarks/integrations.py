@@ -1,0 +1,372 @@
+"""What weightlift changes under transformers and ExLlamaV2: load times, host memory, and that nothing else changes.
+
+Makes a random Llama checkpoint in half precision, then loads it in a fresh process per run, stock and with weightlift
+underneath, warm and cold, and compares the digests of logits. Everything is in this file but the record of the
+machine; nothing is fetched. Results are written after every run, so that a run cut short still leaves its part.
+
+    python benchmarks/integrations.py --output results.json            # a GPU, some 5 minutes
+    python benchmarks/integrations.py --tiny --device cpu --output x.json  # the same steps in seconds, to try them
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import environment
+from peak import PeakMemory
+
+from weightlift.integrations.versions import installed_version
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+PACKAGES = ("weightlift", "torch", "transformers", "accelerate", "safetensors", "exllamav2")
+COLD_FRACTION = 0.01
+"""So much of the files may be cached for a load to count as cold."""
+
+SHAPES = {
+    "full": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 14, "vocab_size": 32000},
+    "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "vocab_size": 512},
+}
+HEADS = {"full": 32, "tiny": 4}
+
+
+# ---- the checkpoint
+
+
+def make_checkpoint(folder: Path, size: str, device: str) -> dict[str, Any]:
+    """A Llama with random weights, in two shards or more, written to disk and known to be there."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    heads = HEADS[size]
+    config = transformers.LlamaConfig(
+        **SHAPES[size],
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=2048,
+        dtype=torch.float16,
+    )
+    with torch.device(device):
+        model = transformers.LlamaForCausalLM(config).to(torch.float16)
+    model.save_pretrained(folder, max_shard_size="4GB" if size == "full" else "300KB")
+    files = sorted(folder.glob("*.safetensors"))
+    for file in files:
+        descriptor = os.open(file, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+    return {
+        "bytes": sum(file.stat().st_size for file in files),
+        "files": len(files),
+        "parameters": model.num_parameters(),
+    }
+
+
+def cached_bytes(folder: Path) -> int | None:
+    """How much of the checkpoint the page cache holds; ``None`` if the system does not tell."""
+    from weightlift.host.residency import residency
+
+    counts = []
+    for file in folder.glob("*.safetensors"):
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            counts.append(residency(descriptor, file.stat().st_size))
+        finally:
+            os.close(descriptor)
+    return None if None in counts else sum(count for count in counts if count is not None)
+
+
+def bring_about(state: str, folder: Path) -> bool:
+    """Make the checkpoint warm or cold, and find out whether it is."""
+    files = sorted(folder.glob("*.safetensors"))
+    total = sum(file.stat().st_size for file in files)
+    for file in files:
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            if state == "cold":
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            else:
+                while os.read(descriptor, 16 << 20):
+                    pass
+        finally:
+            os.close(descriptor)
+    found = cached_bytes(folder)
+    if found is None:
+        return False
+    return found <= total * COLD_FRACTION if state == "cold" else found >= total * (1 - COLD_FRACTION)
+
+
+# ---- one run, in a process of its own
+
+
+def digest(logits: Any) -> str:
+    """A digest of logits, bit by bit."""
+    return hashlib.sha256(logits.float().cpu().contiguous().numpy().tobytes()).hexdigest()
+
+
+@contextlib.contextmanager
+def timed(record: dict[str, Any], name: str, device: str) -> Iterator[None]:
+    """Seconds until everything that was started has ended."""
+    import torch
+
+    synchronise: Any = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+    synchronise()
+    begin = time.perf_counter()
+    yield
+    synchronise()
+    record[name] = time.perf_counter() - begin
+
+
+def run_transformers(request: dict[str, Any]) -> dict[str, Any]:
+    """``from_pretrained`` onto the device, and the logits of a few tokens."""
+    import torch
+    import transformers
+    from transformers import modeling_utils
+
+    device, folder = request["device"], request["folder"]
+    record: dict[str, Any] = {}
+    llama: Any = transformers.LlamaForCausalLM
+    config = transformers.AutoConfig.from_pretrained(folder)
+    # A model without weights has been made once, and the device used, before anything is measured.
+    with torch.device("meta"):
+        llama(config)
+    torch.ones(1024, 1024, device=device).sum().item()
+    owner, method = modeling_utils.PreTrainedModel, "_load_pretrained_model"
+    inner = getattr(owner, method)
+
+    def load_weights(*arguments: Any, **named: Any) -> Any:
+        with timed(record, "weights_seconds", device):
+            return inner(*arguments, **named)
+
+    setattr(owner, method, staticmethod(load_weights))
+    patch: Any = contextlib.nullcontext()
+    if request["subject"] == "weightlift":
+        import weightlift
+
+        patch = weightlift.patch(**request["options"])
+    with patch, PeakMemory() as sampler, timed(record, "seconds", device):
+        model = llama.from_pretrained(folder, device_map=device, dtype="auto")
+    record["anonymous_growth_bytes"] = sampler.growth
+    if request["subject"] == "weightlift":
+        report = patch.reports[-1]
+        record["report"] = report.to_json() | {"digest": {}}
+        record["replaced"] = list(patch.replaced)
+    model.eval()
+    with torch.no_grad():
+        tokens = torch.arange(3, 67, device=device)[None]
+        record["logits"] = digest(model(tokens).logits)
+    record["device_peak_bytes"] = torch.cuda.max_memory_allocated() if device.startswith("cuda") else None
+    return record
+
+
+def run_exllamav2(request: dict[str, Any]) -> dict[str, Any]:
+    """ExLlamaV2's own load with its own loader or ours, and the logits of a few tokens."""
+    import torch
+    from exllamav2 import ExLlamaV2, ExLlamaV2Cache, ExLlamaV2Config
+
+    record: dict[str, Any] = {}
+    config = ExLlamaV2Config(request["folder"])
+    config.max_seq_len = config.max_input_len = 256
+    if request["options"].get("fasttensors"):
+        config.fasttensors = True
+    installed: Any = contextlib.nullcontext()
+    if request["subject"] == "weightlift":
+        from weightlift.integrations import exllamav2
+
+        installed = exllamav2.install()
+    torch.ones(1024, 1024, device="cuda:0").sum().item()
+    model = ExLlamaV2(config)
+    with installed as found, PeakMemory() as sampler, timed(record, "seconds", "cuda:0"):
+        model.load()
+    record["weights_seconds"] = record["seconds"]
+    record["anonymous_growth_bytes"] = sampler.growth
+    if found is not None:
+        record["loads"] = found.loads
+        record["report"] = found.report.to_json()
+    cache = ExLlamaV2Cache(model, max_seq_len=256)
+    with torch.inference_mode():
+        record["logits"] = digest(model.forward(torch.arange(3, 67)[None], cache))
+    return record
+
+
+def try_exllamav2(_: dict[str, Any]) -> dict[str, Any]:
+    """Whether ExLlamaV2 and its compiled extension can be had here; building it may take minutes, once."""
+    from exllamav2 import ext
+
+    return {"extension": str(getattr(ext.exllamav2_ext, "__file__", "built in"))}
+
+
+RUNS = {"transformers": run_transformers, "exllamav2": run_exllamav2, "try exllamav2": try_exllamav2}
+
+
+def worker(request: dict[str, Any]) -> dict[str, Any]:
+    """Carry out one request; a failure is a result too."""
+    folder = Path(request["folder"])
+    try:
+        record = RUNS[request["framework"]](request)
+    except BaseException as err:  # noqa: BLE001 - recorded, so that the other runs go on
+        return {"error": f"{type(err).__name__}: {err}"[:2000], "traceback": traceback.format_exc()[-3000:]}
+    record["cached_after_bytes"] = cached_bytes(folder)
+    return record
+
+
+# ---- all runs
+
+
+class Plan:
+    """The runs, the time they may take, and the file that holds what came out so far."""
+
+    def __init__(self, chosen: argparse.Namespace, folder: Path) -> None:
+        self.folder = folder
+        self.device = chosen.device
+        self.output = Path(chosen.output)
+        self.deadline = time.monotonic() + chosen.seconds
+        self.results: dict[str, Any] = {"schema": 1, "environment": environment.record(folder), "runs": []}
+        self.results["environment"]["packages"] = {name: installed_version(name) for name in PACKAGES}
+
+    def write(self) -> None:
+        """Write what there is, whole or not at all."""
+        text = json.dumps(self.results | {"summary": summary(self.results["runs"])}, indent=1)
+        partial = self.output.with_suffix(".partial")
+        partial.write_text(text + "\n", encoding="utf-8")
+        partial.replace(self.output)
+
+    def run(self, framework: str, subject: str, state: str, **options: Any) -> dict[str, Any]:
+        """One run; skipped with the reason if there is no time for it."""
+        named = {"framework": framework, "subject": subject, "state": state, "options": options}
+        left = self.deadline - time.monotonic()
+        if left < 10:
+            record: dict[str, Any] = {"skipped": "no time left"}
+        else:
+            verified = bring_about(state, self.folder)
+            request = named | {"folder": str(self.folder), "device": self.device}
+            record = self._start(request, left) | {"state_verified": verified}
+        self.results["runs"].append(named | record)
+        self.write()
+        shown = f"{record['seconds']:.2f} s" if "seconds" in record else record.get("skipped") or record.get("error")
+        print(f"{framework}, {subject}, {state} {options or ''}: {shown}", flush=True)
+        return record
+
+    @staticmethod
+    def _start(request: dict[str, Any], left: float) -> dict[str, Any]:
+        command = [sys.executable, str(Path(__file__).resolve()), "--worker", json.dumps(request)]
+        try:
+            finished = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                timeout=max(left, 5),
+                check=False,
+                env=os.environ | {"HF_HUB_OFFLINE": "1"},
+            )
+        except subprocess.TimeoutExpired:
+            return {"error": f"not done within {left:.0f} s"}
+        lines = [line for line in finished.stdout.splitlines() if line.startswith("RESULT ")]
+        if not lines:
+            return {"error": f"exit code {finished.returncode}", "traceback": finished.stderr[-3000:]}
+        record: dict[str, Any] = json.loads(lines[-1].removeprefix("RESULT "))
+        return record
+
+
+def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Medians per case, how they compare, and whether all logits of a framework are the same."""
+    found: dict[str, Any] = {}
+    for framework in ("transformers", "exllamav2"):
+        own = [run for run in runs if run["framework"] == framework and "seconds" in run]
+        cases: dict[str, Any] = {}
+        for state in ("warm", "cold"):
+            medians = {}
+            for subject in ("stock", "weightlift"):
+                some = [run for run in own if (run["subject"], run["state"]) == (subject, state) and not run["options"]]
+                if some:
+                    medians[subject] = {
+                        "runs": len(some),
+                        "seconds": statistics.median(run["seconds"] for run in some),
+                        "weights_seconds": statistics.median(run["weights_seconds"] for run in some),
+                        "anonymous_growth_bytes": max(run["anonymous_growth_bytes"] for run in some),
+                        "state_verified": all(run["state_verified"] for run in some),
+                    }
+            if len(medians) == 2:
+                pairs = {
+                    name: (medians["stock"][name], medians["weightlift"][name])
+                    for name in ("seconds", "weights_seconds")
+                }
+                medians["times_faster"] = {name: stock / ours for name, (stock, ours) in pairs.items() if ours}
+            cases[state] = medians
+        if own:
+            found[framework] = cases | {"logits_equal": len({run["logits"] for run in own}) == 1}
+    return found
+
+
+def main() -> int:
+    """Make the checkpoint, run everything there is time for, and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", default="integrations.json", help="the results")
+    parser.add_argument("--folder", help="where the checkpoint is made; a temporary folder if left out")
+    parser.add_argument("--device", default="cuda:0")
+    parser.add_argument("--tiny", action="store_true", help="a checkpoint of a few hundred KB, to try the steps")
+    parser.add_argument("--seconds", type=float, default=330, help="time for all of it")
+    parser.add_argument("--repeats", type=int, default=3, help="warm runs of each kind; cold ones are one fewer")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.worker:
+        print("RESULT", json.dumps(worker(json.loads(chosen.worker))), flush=True)
+        return 0
+    folder = Path(tempfile.mkdtemp(prefix="integrations-", dir=chosen.folder))
+    try:
+        plan = Plan(chosen, folder)
+        begin = time.monotonic()
+        # In a process of its own, so that its device memory is given back.
+        making = [sys.executable, "-c", MAKING, str(folder), "tiny" if chosen.tiny else "full", chosen.device]
+        made = subprocess.run(making, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+        plan.results["checkpoint"] = json.loads(made.stdout.splitlines()[-1])
+        plan.results["checkpoint"]["seconds_to_make"] = time.monotonic() - begin
+        plan.write()
+        everything(plan, chosen.repeats)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    print(json.dumps(summary(plan.results["runs"]), indent=1))
+    return 0
+
+
+MAKING = """
+import json, sys
+from pathlib import Path
+from integrations import make_checkpoint
+print(json.dumps(make_checkpoint(Path(sys.argv[1]), sys.argv[2], sys.argv[3])))
+"""
+
+
+def everything(plan: Plan, repeats: int) -> None:
+    """The most telling runs first, stock and ours in turns, since machines change while they are measured."""
+    for state, count in (("warm", repeats), ("cold", max(repeats - 1, 1))):
+        for _ in range(count):
+            for subject in ("stock", "weightlift"):
+                plan.run("transformers", subject, state)
+    if not plan.device.startswith("cuda"):
+        return
+    tried = plan.run("try exllamav2", "stock", "warm")
+    if "error" in tried or "skipped" in tried:
+        return
+    for state in ("warm", "cold"):
+        for subject in ("stock", "weightlift"):
+            plan.run("exllamav2", subject, state)
+    plan.run("exllamav2", "weightlift", "cold", fasttensors=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
