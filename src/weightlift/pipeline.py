@@ -174,6 +174,7 @@ class Transfer:
             self._serve(target)
             spent.append(self._busy_seconds() - before)
         self.cache = judge_trial(*spent)
+        self.supervisor.tune_anew()
         if not self.cache.keep:
             self.shards.probe_uncached()
 

@@ -76,15 +76,8 @@ class Supervisor:
 
     def begin(self, engine: Engine, pool: Pool, total_bytes: int) -> None:
         """Let an engine go that was given nothing to do yet."""
-        self._total_bytes = total_bytes
-        self._tuner = Tuner(
-            Setting(pool.workers, pool.chunk_bytes),
-            workers_max=pool.worker_room,
-            chunk_bytes_max=pool.chunk_bytes_max,
-            fixed_workers=self._options.workers is not None,
-            fixed_chunk=self._options.chunk_bytes is not None,
-            total_bytes=total_bytes,
-        )
+        self._total_bytes, self._pool = total_bytes, pool
+        self._tuner = self._new_tuner()
         self._engine = engine
         self._engine_started = time.monotonic()
         seen = self.monitor.latest
@@ -92,6 +85,23 @@ class Supervisor:
             # Where nothing ends in host memory, the first look will lift the bound.
             engine.allow(allowance(seen.last_resort_bytes, seen.swap_free_bytes))
         self._limit(1.0)
+
+    def _new_tuner(self) -> Tuner:
+        pool = self._pool
+        return Tuner(
+            Setting(pool.workers, pool.chunk_bytes),
+            workers_max=pool.worker_room,
+            chunk_bytes_max=pool.chunk_bytes_max,
+            fixed_workers=self._options.workers is not None,
+            fixed_chunk=self._options.chunk_bytes is not None,
+            total_bytes=self._total_bytes,
+        )
+
+    def tune_anew(self) -> None:
+        """Forget what was found about concurrency: what was read so far was no sample of what follows."""
+        self._tuner = self._new_tuner()
+        if self._care is None or self._care.share == 1.0:
+            self._limit(1.0)
 
     @property
     def chunk_bytes(self) -> int:

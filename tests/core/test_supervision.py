@@ -6,17 +6,23 @@ import contextlib
 import hashlib
 import os
 import select
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
 import weightlift as wl
 from weightlift import care, monitor
+from weightlift.buffers import SlotPool
+from weightlift.engines.python import PythonEngine
+from weightlift.engines.tuner import Setting
 from weightlift.errors import InsufficientMemoryError, OptionError
 from weightlift.host import residency
 from weightlift.host.gauges import HostFigures
 from weightlift.host.memory import ProcessMemory, process_memory
 from weightlift.options import LoadOptions
+from weightlift.staging import plan_pool
+from weightlift.supervision import Supervisor
 from weightlift.testing import TensorSpec, write_checkpoint
 from weightlift.testing.leaks import nothing_left_behind
 from weightlift.units import KIB, MIB
@@ -185,3 +191,17 @@ def test_watching_is_on_by_default_and_can_be_set(monkeypatch: pytest.MonkeyPatc
     for wrong in (-1, "soon", 1e9, float("nan")):
         with pytest.raises(OptionError, match="watch_seconds"):
             LoadOptions(watch_seconds=wrong)  # type: ignore[arg-type]
+
+
+def test_tuning_begins_anew_where_it_began() -> None:
+    with contextlib.closing(PythonEngine([], SlotPool(1, 4 * KIB).memory, 64)) as engine:
+        supervisor = Supervisor(LoadOptions(), time.monotonic(), lambda: None)
+        pool = plan_pool((), budget_bytes=128 * MIB, processors=4, workers=None, chunk_bytes=None, open_ended=True)
+        supervisor.begin(engine, pool, 8 * MIB)
+        supervisor._tuner.setting = Setting(pool.workers + 1, pool.chunk_bytes // 2)
+        engine.set_limits(pool.workers + 1, pool.chunk_bytes // 2)
+        supervisor.tune_anew()
+        assert supervisor.chunk_bytes == pool.chunk_bytes
+        assert engine.counters().workers == pool.workers
+        engine.cancel()
+        assert engine.join(10.0) == 0

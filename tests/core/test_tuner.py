@@ -138,3 +138,21 @@ def test_a_short_load_is_not_experimented_with() -> None:
     assert set(run(tuner, lambda _: 1e9, 4)) == {start}
     longer = Tuner(start, workers_max=32, chunk_bytes_max=16 * MIB, total_bytes=200 * GIB)
     assert set(run(longer, lambda _: 1e9, 4)) > {start}
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "tried"),
+    [(1.0, None), (1.8, Setting(4, 2 * MIB)), (4.0, Setting(4, 2 * MIB))],
+    ids=["too little is left", "enough for more workers", "enough for anything"],
+)
+def test_more_workers_are_tried_sooner_than_anything_else(gigabytes: float, tried: Setting | None) -> None:
+    """At 1 GB/s: a trial of more workers takes 1.5 s to be earned back, any other more than two."""
+    tuner = Tuner(Setting(2, 2 * MIB), workers_max=8, chunk_bytes_max=4 * MIB, total_bytes=int(gigabytes * 1e9))
+    assert tuner.observe(0.05, 50_000_000) is None, "the first window is still settling"
+    assert tuner.observe(0.1, 100_000_000) == tried
+    if tried is not None:
+        assert tuner.observe(0.15, 150_000_000) is None
+        # It did not help: back, and larger chunks are next only if they can be earned back.
+        assert tuner.observe(0.2, 200_000_000) == Setting(2, 2 * MIB)
+        assert tuner.observe(0.25, 250_000_000) is None
+        assert tuner.observe(0.3, 300_000_000) == (Setting(2, 4 * MIB) if gigabytes > 3 else None)

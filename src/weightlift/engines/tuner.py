@@ -3,8 +3,8 @@
 A hill climb over two numbers. From a sensible start it tries one change at a time for one window of bytes, keeps it if
 throughput grew clearly, takes it back otherwise, and rests for a while once no change helps. Windows are long enough
 that one late chunk cannot decide, and the rest grows, so that a settled load is hardly disturbed. A trial that turns
-out badly costs up to three windows, one of more workers hardly one, since what was there goes on beside them; none is
-begun that could not be earned back in the rest of the load: short loads keep the start they were given.
+out badly costs up to three windows, one of more workers less, since what was there goes on beside them; none is begun
+that could not be earned back in the rest of the load: short loads keep the start they were given.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class Tuner:
     def _pays(self, candidate: Setting, seconds_left: float | None) -> bool:
         """Whether enough of the load is left for a trial to be worth its risk."""
         more = candidate.workers > self.setting.workers
-        cost = _WINDOW_SECONDS if more else _TRIAL_SECONDS
+        cost = 2 * _WINDOW_SECONDS if more else _TRIAL_SECONDS
         return seconds_left is None or _TRIAL_SHARE_MAX * seconds_left > cost
 
     def _try_next(self, seconds_left: float | None) -> Setting | None:
