@@ -162,6 +162,7 @@ def _measure(case: GpuCase, worker: GpuWorker, *, check_all: bool) -> Run:
         run["pinned_bytes"] = report["host_memory"]["peak_pinned_bytes"]
         run["phases"], run["decided"] = report["phases"], report["method"]["reason"]
         run["bottleneck"], run["workers"] = report["bottleneck"], report.get("workers")
+        run["worker_seconds"] = report.get("worker_seconds")
     for _ in range(case.loads - 1):
         worker.say("go")
         again = worker.hear("loaded")
