@@ -142,7 +142,10 @@ class GpuRuntime:
             waiting = ctypes.CDLL(path, mode=mode)
             quick = waiting if kind == "hip" else ctypes.PyDLL(path, mode=mode)
         except OSError as err:
-            raise UnsupportedError(f"the {_LIBRARIES[kind][0]} runtime {path} could not be loaded: {err}") from err
+            raise UnsupportedError(
+                f"the {_LIBRARIES[kind][0]} runtime {path} could not be loaded: {err}",
+                hint="name another one with WEIGHTLIFT_GPU_RUNTIME, or unset it to use the framework's own",
+            ) from err
         self._waiting = self._bind(waiting, CALLS)
         self._quick = self._bind(quick, {role: call for role, call in CALLS.items() if call.quick})
         self._pinned: tuple[tuple[int, int], ...] = ()
@@ -152,7 +155,10 @@ class GpuRuntime:
         missing = [name for name in map(self._name, calls) if not hasattr(library, name)]
         if missing:
             title = _LIBRARIES[self.kind][0]
-            raise UnsupportedError(f"{self.path} is no {title} runtime that can be used: it lacks {', '.join(missing)}")
+            raise UnsupportedError(
+                f"{self.path} is no {title} runtime that can be used: it lacks {', '.join(missing)}",
+                hint="install a newer one, or name another with WEIGHTLIFT_GPU_RUNTIME",
+            )
         bound: dict[str, Any] = {}
         for role, call in calls.items():
             function = getattr(library, self._name(role))
