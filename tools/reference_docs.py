@@ -23,19 +23,20 @@ if TYPE_CHECKING:
 FOLDER: Final = Path(__file__).resolve().parent.parent / "docs" / "reference"
 _WRITTEN: Final = "<!-- written by tools/reference_docs.py -->"
 _ABOUT_COMMANDS: Final = """\
-`python -m weightlift` is the same program as `weightlift`. Sizes are written like `128MiB` or `2GB`. What a command finds
-goes to the standard output, everything else to the standard error stream; with `--json` the standard output gets exactly
-one object (but for `guard`, where it is the command's own)."""
+`python -m weightlift` is the same program as `weightlift`. Sizes are written like `128MiB` or `2GB`. What a
+command finds goes to the standard output, everything else to the standard error stream; with `--json` the
+standard output gets exactly one object (but for `guard`, where it is the command's own)."""
 _ABOUT_VARIABLES: Final = """\
-An option given by the caller beats the environment, the environment beats the default. An empty variable counts as unset."""
+An option given by the caller beats the environment, the environment beats the default. An empty variable
+counts as unset."""
 _ABOUT_BUILDING: Final = """\
-`WEIGHTLIFT_BUILD_ENGINE` is read by the build alone: `0` installs without the C engine, `require` makes a failed build
-fatal.
+`WEIGHTLIFT_BUILD_ENGINE` is read by the build alone: `0` installs without the C engine, `require` makes a
+failed build fatal.
 """
 _ABOUT_ERRORS: Final = """\
-Every error that weightlift raises on purpose is one of these, from `weightlift.errors`. Each says what was found with its
-numbers, and `hint` says what to do about it; `path`, `tensor`, `offset` and `length` are set where they apply. Running out
-of memory on a device is the framework's own error, raised as it is."""
+Every error that weightlift raises on purpose is one of these, from `weightlift.errors`. Each says what was
+found with its numbers, and `hint` says what to do about it; `path`, `tensor`, `offset` and `length` are set
+where they apply. Running out of memory on a device is the framework's own error, raised as it is."""
 
 
 def pages() -> dict[str, str]:
