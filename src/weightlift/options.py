@@ -31,6 +31,7 @@ DEQUANTIZE_BYTES: Final = 2 * MIB
 """Host memory that turning quantised blocks into floating point takes beside the slots."""
 DEFAULT_WATCH_SECONDS: Final = 30.0
 WATCH_SECONDS_MAX: Final = 86_400.0
+_WATCH_HINT: Final = f"from 0 (never) to {WATCH_SECONDS_MAX:.0f} seconds"
 
 ENVIRONMENT: Final[dict[str, str]] = {
     "WEIGHTLIFT_METHOD": "the read path: auto, mmap, direct or buffered",
@@ -163,7 +164,7 @@ class LoadOptions:
         if self.readonly and self.method is not Method.MMAP:
             raise OptionError(
                 f'readonly=True goes with method="mmap", not {self.method.value!r}',
-                hint="other methods return memory of the caller's own, which is writable",
+                hint="leave readonly out: other methods return memory of the caller's own, which is writable",
             )
 
     @property
@@ -215,11 +216,9 @@ def _checked_watch(value: object) -> float:
     try:
         seconds = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError) as err:
-        raise OptionError(
-            f"watch_seconds={value!r} is not a number of seconds", hint=f"from 0 (never) to {WATCH_SECONDS_MAX:.0f}"
-        ) from err
+        raise OptionError(f"watch_seconds={value!r} is not a number of seconds", hint=_WATCH_HINT) from err
     if not 0 <= seconds <= WATCH_SECONDS_MAX:
-        raise OptionError(f"watch_seconds={value!r} is out of range", hint=f"from 0 (never) to {WATCH_SECONDS_MAX:.0f}")
+        raise OptionError(f"watch_seconds={value!r} is out of range", hint=_WATCH_HINT)
     return seconds
 
 
@@ -230,6 +229,7 @@ def _checked_chunk(value: int | str | None) -> int | None:
     if not CHUNK_BYTES_MIN <= chunk <= CHUNK_BYTES_MAX or chunk % PAGE_BYTES:
         raise OptionError(
             f"chunk_bytes={chunk} is not possible",
-            hint=f"a multiple of {PAGE_BYTES} from {CHUNK_BYTES_MIN} to {CHUNK_BYTES_MAX}",
+            hint=f"a multiple of {PAGE_BYTES} bytes, from {format_bytes(CHUNK_BYTES_MIN)} "
+            f"to {format_bytes(CHUNK_BYTES_MAX)}",
         )
     return chunk

@@ -87,7 +87,9 @@ def _has_hint(call: ast.Call) -> bool:
         if keyword.arg is None:  # **details: what they hold is the business of the place that made them
             return True
         if keyword.arg == "hint":
-            return not (isinstance(keyword.value, ast.Constant) and not keyword.value.value)
+            # Neither nothing at all, nor nothing where a table has no entry.
+            ends = [keyword.value, *(keyword.value.args if isinstance(keyword.value, ast.Call) else [])]
+            return not any(isinstance(end, ast.Constant) and end.value in ("", None) for end in ends)
     return False
 
 

@@ -100,6 +100,7 @@ _HINTS: Final[dict[int, str]] = {
     700: "a kernel or a copy of this process failed earlier; the process cannot use the GPU any more, start a new one",
     719: "a kernel of this process failed earlier; the process cannot use the GPU any more, start a new one",
 }
+_OTHER_HINT: Final = "update the GPU's driver, and look at what else uses it"
 """What to do about error codes, which CUDA and HIP share where both have them."""
 
 _LIBRARIES: Final[dict[str, tuple[str, str]]] = {"cuda": ("CUDA", "libcudart"), "hip": ("HIP", "libamdhip64")}
@@ -239,7 +240,7 @@ class GpuRuntime:
             return
         raise DeviceError(
             f"{call} failed: {self.error_text(code)}",
-            hint=_HINTS.get(code, ""),
+            hint=_HINTS.get(code, _OTHER_HINT),
             code=code,
             name=self._error("error_name", code),
             call=call,
