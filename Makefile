@@ -4,12 +4,13 @@
 PYTHON ?= python3
 VENV := .venv
 VENV_DEMO := .venv-demo
+VENV_DOCS := .venv-docs
 PIP_OPTIONS := --quiet --disable-pip-version-check
 
 # A change in one of these makes an installed package out of date; Python modules are used where they lie.
 INSTALL_INPUTS := pyproject.toml setup.py src/weightlift/_version.py src/weightlift/engines/_engine.c src/weightlift/formats/_values.c
 
-.PHONY: help demo test bench sanitize sanitize-sample fetch-hip clean
+.PHONY: help demo test bench docs sanitize sanitize-sample fetch-hip clean
 .PHONY: check check-format check-lint check-lengths check-import check-layers check-engine check-types
 .NOTPARALLEL:
 
@@ -18,6 +19,7 @@ help:
 	@echo "make test      runs the tests; ARGUMENTS=... goes to pytest"
 	@echo "make check     runs every gate: format, lint, types, layers, lengths, import time, the C engine"
 	@echo "make bench     runs the benchmarks; ARGUMENTS=... goes to them"
+	@echo "make docs      builds the documentation into build/docs, warnings as errors"
 	@echo "make sanitize  repeats the tests of the C engine under address, undefined and thread sanitizers"
 	@echo "               (make sanitize-sample: only the quickest of them, as .ci/run does)"
 	@echo "make fetch-hip fetches the real HIP runtime, which some tests compare with; needs apt, no GPU"
@@ -50,6 +52,12 @@ check-types: $(VENV)/installed
 bench: $(VENV)/installed
 	$(VENV)/bin/python benchmarks/cpu.py $(ARGUMENTS)
 
+# The doctrees lie beside the pages, so that what is published holds nothing but pages.
+docs: $(VENV_DOCS)/installed
+	$(VENV_DOCS)/bin/python tools/reference_docs.py --check
+	$(VENV_DOCS)/bin/python -m sphinx --quiet --fail-on-warning --keep-going -d build/doctrees docs build/docs
+	@echo "the documentation is in build/docs/index.html"
+
 sanitize: $(VENV)/installed
 	$(VENV)/bin/python tools/check_engine.py run --require
 sanitize-sample: $(VENV)/installed
@@ -59,12 +67,12 @@ fetch-hip: $(VENV)/installed
 	$(VENV)/bin/python tools/fetch_hip.py
 
 clean:
-	rm -rf .cache $(VENV) $(VENV_DEMO) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .cache $(VENV) $(VENV_DEMO) $(VENV_DOCS) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	rm -rf src/weightlift.egg-info src/weightlift/engines/libweightlift_engine.so
 	find src tests tools benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The environment itself depends on nothing that changes; pip is renewed for its --group option.
-$(VENV)/created $(VENV_DEMO)/created:
+$(VENV)/created $(VENV_DEMO)/created $(VENV_DOCS)/created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "$(PYTHON) is older than Python 3.11; name another one: make PYTHON=python3.11" >&2; exit 1; }
 	@echo "creating $(@D)"
@@ -81,4 +89,9 @@ $(VENV)/installed: $(VENV)/created $(INSTALL_INPUTS)
 $(VENV_DEMO)/installed: $(VENV_DEMO)/created $(INSTALL_INPUTS)
 	@echo "installing weightlift and what its demo needs into $(VENV_DEMO)"
 	@$(VENV_DEMO)/bin/python -m pip install $(PIP_OPTIONS) --editable ".[numpy]" --group demo
+	@touch $@
+
+$(VENV_DOCS)/installed: $(VENV_DOCS)/created $(INSTALL_INPUTS)
+	@echo "installing weightlift and what its documentation needs into $(VENV_DOCS)"
+	@$(VENV_DOCS)/bin/python -m pip install $(PIP_OPTIONS) --editable . --group docs
 	@touch $@

@@ -106,7 +106,7 @@ def _device_error(failure: Failure, access: DeviceAccess, path: Path, tensor: st
     except DeviceError as err:
         return DeviceError(
             f"{path}: {err.message}, at byte {failure.offset:,}, in {_named(tensor)}",
-            hint=err.hint or "update the GPU's driver, and look at what else uses it",
+            hint=err.hint,
             path=path,
             tensor=tensor,
             offset=failure.offset,

@@ -31,6 +31,7 @@ DEQUANTIZE_BYTES: Final = 2 * MIB
 """Host memory that turning quantised blocks into floating point takes beside the slots."""
 DEFAULT_WATCH_SECONDS: Final = 30.0
 WATCH_SECONDS_MAX: Final = 86_400.0
+_WATCH_HINT: Final = f"from 0 (never) to {WATCH_SECONDS_MAX:.0f} seconds"
 
 ENVIRONMENT: Final[dict[str, str]] = {
     "WEIGHTLIFT_METHOD": "the read path: auto, mmap, direct or buffered",
@@ -39,7 +40,7 @@ ENVIRONMENT: Final[dict[str, str]] = {
     "WEIGHTLIFT_ENGINE": "which engine moves the bytes: auto, native or python",
     "WEIGHTLIFT_WORKERS": "a fixed number of reading threads instead of one found while loading",
     "WEIGHTLIFT_CHUNK": "a fixed chunk size instead of one found while loading, for example 4MiB",
-    "WEIGHTLIFT_WATCH": "after how many seconds in which nothing moves a load says so on stderr; 0 for never",
+    "WEIGHTLIFT_WATCH": "after how many seconds without progress a load says on stderr what it waits for; 0 for never",
     "WEIGHTLIFT_ENGINE_LIBRARY": "path of another build of the native engine",
     "WEIGHTLIFT_PATCH": "1 puts weightlift under safetensors in every Python program that starts",
     "WEIGHTLIFT_UNTESTED_VERSIONS": "1 lets integrations work with framework versions they were not tried with",
@@ -141,7 +142,9 @@ class LoadOptions:
         self._set("chunk_bytes", _checked_chunk(self.chunk_bytes))
         self._set("watch_seconds", _checked_watch(self.watch_seconds))
         if self.recording is not None and not isinstance(self.recording, Recording):
-            raise OptionError(f"recording={self.recording!r} is not a weightlift.Recording")
+            raise OptionError(
+                f"recording={self.recording!r} is not a weightlift.Recording", hint="pass weightlift.Recording()"
+            )
         if self.verify is not None and not isinstance(self.verify, str | os.PathLike):
             from weightlift.manifest import Manifest
 
@@ -151,7 +154,9 @@ class LoadOptions:
                 )
         for option in ("readonly", "digest", "dequantize"):
             if not isinstance(getattr(self, option), bool):
-                raise OptionError(f"{option}={getattr(self, option)!r} is not True or False")
+                raise OptionError(
+                    f"{option}={getattr(self, option)!r} is not True or False", hint=f"{option}=True or {option}=False"
+                )
         if self.progress is not None and not callable(self.progress):
             raise OptionError(
                 f"progress={self.progress!r} cannot be called", hint="pass a function of (bytes done, bytes in all)"
@@ -159,7 +164,7 @@ class LoadOptions:
         if self.readonly and self.method is not Method.MMAP:
             raise OptionError(
                 f'readonly=True goes with method="mmap", not {self.method.value!r}',
-                hint="other methods return memory of the caller's own, which is writable",
+                hint="leave readonly out: other methods return memory of the caller's own, which is writable",
             )
 
     @property
@@ -201,7 +206,7 @@ def _checked_workers(value: object) -> int | None:
     try:
         workers = int(value)  # type: ignore[call-overload]
     except (TypeError, ValueError) as err:
-        raise OptionError(f"workers={value!r} is not a whole number") from err
+        raise OptionError(f"workers={value!r} is not a whole number", hint=f"from 1 to {WORKERS_MAX}") from err
     if not 1 <= workers <= WORKERS_MAX or isinstance(value, bool):
         raise OptionError(f"workers={value!r} is out of range", hint=f"from 1 to {WORKERS_MAX}")
     return int(workers)
@@ -211,9 +216,9 @@ def _checked_watch(value: object) -> float:
     try:
         seconds = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError) as err:
-        raise OptionError(f"watch_seconds={value!r} is not a number of seconds") from err
+        raise OptionError(f"watch_seconds={value!r} is not a number of seconds", hint=_WATCH_HINT) from err
     if not 0 <= seconds <= WATCH_SECONDS_MAX:
-        raise OptionError(f"watch_seconds={value!r} is out of range", hint=f"from 0 (never) to {WATCH_SECONDS_MAX:.0f}")
+        raise OptionError(f"watch_seconds={value!r} is out of range", hint=_WATCH_HINT)
     return seconds
 
 
@@ -224,6 +229,7 @@ def _checked_chunk(value: int | str | None) -> int | None:
     if not CHUNK_BYTES_MIN <= chunk <= CHUNK_BYTES_MAX or chunk % PAGE_BYTES:
         raise OptionError(
             f"chunk_bytes={chunk} is not possible",
-            hint=f"a multiple of {PAGE_BYTES} from {CHUNK_BYTES_MIN} to {CHUNK_BYTES_MAX}",
+            hint=f"a multiple of {PAGE_BYTES} bytes, from {format_bytes(CHUNK_BYTES_MIN)} "
+            f"to {format_bytes(CHUNK_BYTES_MAX)}",
         )
     return chunk

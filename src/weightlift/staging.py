@@ -220,7 +220,7 @@ def _slots_and_workers(
         raise BudgetError(
             f"{room} workers with slots of {format_bytes(slot_bytes)} need {format_bytes(smallest)} for staging, "
             f"and host_memory is {format_bytes(budget_bytes)}",
-            hint=f"set host_memory to at least {smallest}, or fewer workers or smaller chunks",
+            hint=f"set host_memory to at least {smallest}, or use fewer workers or smaller chunks",
             smallest_bytes=smallest,
         )
     return min(max(room, _SLOTS_MIN), fitting, chunks), room

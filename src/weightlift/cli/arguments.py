@@ -52,6 +52,8 @@ def described(what: str, option: str, variable: str | None = None, *, otherwise:
         value = None
     if isinstance(value, int) and not isinstance(value, bool) and option.endswith("memory"):
         value = format_bytes(value).replace(" ", "")
+    elif isinstance(value, float):
+        value = f"{value:g}"
     default = otherwise if value is None else str(value)
     ends = [f"default: {default}"] if default else []
     ends += [f"environment: {variable}"] if variable else []

@@ -34,11 +34,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="instead, load known tensors onto a device by every path, compare each byte and write a report",
     )
-    test.add_argument("--device", help="the device to test (default: cuda:0)")
+    test.add_argument("--device", metavar="DEVICE", help="the device to test (default: cuda:0)")
     test.add_argument(
-        "--folder", type=Path, help="where to put a checkpoint of 100 MB meanwhile (default: a temporary folder)"
+        "--folder",
+        metavar="FOLDER",
+        type=Path,
+        help="where to put a checkpoint of 100 MB meanwhile (default: a temporary folder)",
     )
-    test.add_argument("--output", type=Path, help=f"the file with the report (default: {_REPORT})")
+    test.add_argument("--output", metavar="FILE", type=Path, help=f"the file with the report (default: {_REPORT})")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -138,7 +138,10 @@ def _rules(arguments: argparse.Namespace) -> tuple[Policy, int]:
     """The policy, and the limit of the command's group in bytes."""
     machine = available_memory()
     if machine is None:
-        raise UnsupportedError("this machine does not tell how much memory it has (/proc/meminfo)")
+        raise UnsupportedError(
+            "this machine does not tell how much memory it has (/proc/meminfo)",
+            hint="the guard needs Linux with /proc mounted and readable",
+        )
     reserve = default_reserve(machine.total_bytes)
     if arguments.reserve is not None:
         reserve = parse_bytes(arguments.reserve, option="--reserve")

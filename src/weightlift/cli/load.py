@@ -70,17 +70,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--dequantize",
         action="store_true",
         default=None,
-        help=described(
-            "turn the quantised tensors of a GGUF file into numbers, float32 unless --dtype says", "dequantize"
-        ),
+        help="turn the quantised tensors of a GGUF file into numbers, float32 unless --dtype says otherwise",
     )
     parser.add_argument("--digest", action="store_true", help="print the xxh3-128 digest of every tensor as stored")
     parser.add_argument(
         "--dry-run", action="store_true", help="say what the load would take and whether it fits; reads headers only"
     )
-    parser.add_argument(
-        "--verify", metavar="MANIFEST", help="refuse tensors whose bytes are not those of a manifest (default: do not)"
-    )
+    parser.add_argument("--verify", metavar="MANIFEST", help="refuse tensors whose bytes are not those of a manifest")
     add_progress(parser)
     parser.add_argument("--verbose", "-v", action="store_true", help="show every file and every term of the budget")
 

@@ -68,7 +68,8 @@ def make_parser() -> argparse.ArgumentParser:
     for name, command in COMMANDS.items():
         added = commands.add_parser(name, help=command.SUMMARY, description=command.SUMMARY, epilog=EXIT_CODES)
         command.configure(added)
-        added.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+        said = "write JSON lines to stderr" if name == "guard" else "print one JSON object"
+        added.add_argument("--json", action="store_true", help=f"{said} instead of text")
         added.add_argument("--debug", action="store_true", help="show the traceback of an error")
         added.set_defaults(run=command.run)
     return parser

@@ -395,5 +395,5 @@ class NativeEngine:
         if error:
             raise EngineError(
                 f"the native engine could not {action}: {os.strerror(error)} (errno {error})",
-                hint="the limit on threads or memory of this user or container is reached",
+                hint="a limit on threads or memory of this user or container is reached: raise it or lower workers",
             )

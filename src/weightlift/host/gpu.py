@@ -100,6 +100,7 @@ _HINTS: Final[dict[int, str]] = {
     700: "a kernel or a copy of this process failed earlier; the process cannot use the GPU any more, start a new one",
     719: "a kernel of this process failed earlier; the process cannot use the GPU any more, start a new one",
 }
+_OTHER_HINT: Final = "update the GPU's driver, and look at what else uses it"
 """What to do about error codes, which CUDA and HIP share where both have them."""
 
 _LIBRARIES: Final[dict[str, tuple[str, str]]] = {"cuda": ("CUDA", "libcudart"), "hip": ("HIP", "libamdhip64")}
@@ -142,7 +143,10 @@ class GpuRuntime:
             waiting = ctypes.CDLL(path, mode=mode)
             quick = waiting if kind == "hip" else ctypes.PyDLL(path, mode=mode)
         except OSError as err:
-            raise UnsupportedError(f"the {_LIBRARIES[kind][0]} runtime {path} could not be loaded: {err}") from err
+            raise UnsupportedError(
+                f"the {_LIBRARIES[kind][0]} runtime {path} could not be loaded: {err}",
+                hint="name another one with WEIGHTLIFT_GPU_RUNTIME, or unset it to use the framework's own",
+            ) from err
         self._waiting = self._bind(waiting, CALLS)
         self._quick = self._bind(quick, {role: call for role, call in CALLS.items() if call.quick})
         self._pinned: tuple[tuple[int, int], ...] = ()
@@ -152,7 +156,10 @@ class GpuRuntime:
         missing = [name for name in map(self._name, calls) if not hasattr(library, name)]
         if missing:
             title = _LIBRARIES[self.kind][0]
-            raise UnsupportedError(f"{self.path} is no {title} runtime that can be used: it lacks {', '.join(missing)}")
+            raise UnsupportedError(
+                f"{self.path} is no {title} runtime that can be used: it lacks {', '.join(missing)}",
+                hint="install a newer one, or name another with WEIGHTLIFT_GPU_RUNTIME",
+            )
         bound: dict[str, Any] = {}
         for role, call in calls.items():
             function = getattr(library, self._name(role))
@@ -233,7 +240,7 @@ class GpuRuntime:
             return
         raise DeviceError(
             f"{call} failed: {self.error_text(code)}",
-            hint=_HINTS.get(code, ""),
+            hint=_HINTS.get(code, _OTHER_HINT),
             code=code,
             name=self._error("error_name", code),
             call=call,

@@ -156,7 +156,7 @@ def patch(**keywords: Unpack[LoadKeywords]) -> Patch:
     if out_of_place:
         raise OptionError(
             f"{out_of_place[0]}= has no place in a patch",
-            hint="it follows from what the patched library is called with",
+            hint="leave it out: it follows from what the patched library is called with",
         )
     with _changing:
         return Patch(keywords)
