@@ -130,9 +130,7 @@ def test_a_file_that_seems_to_end_early(checkpoint: Path, method: str, engine: s
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("refusal", ["EINVAL", "EOPNOTSUPP"])
-def test_direct_reads_that_are_refused_midway_go_through_the_cache(
-    checkpoint: Path, refusal: str, engine: str
-) -> None:
+def test_direct_reads_that_are_refused_midway_go_through_the_cache(checkpoint: Path, refusal: str, engine: str) -> None:
     found = load_with(checkpoint, READS, f"error={refusal}:when=3", engine, "direct")
     assert found["error"] is None
     assert found["used"]["buffered"] > 0
@@ -152,5 +150,8 @@ def test_a_file_that_cannot_be_opened(checkpoint: Path, error: str) -> None:
     assert found["error"] == ("AccessError" if error == "EACCES" else "ReadError")
 
 
-def test_a_mapping_that_finds_no_memory(checkpoint: Path) -> None:
-    assert load_with(checkpoint, "mmap", "error=ENOMEM", "python", "mmap")["error"] is not None
+@pytest.mark.parametrize(("error", "expected"), [("ENOMEM", "InsufficientMemoryError"), ("ENODEV", "ReadError")])
+def test_a_file_that_cannot_be_mapped(checkpoint: Path, error: str, expected: str) -> None:
+    found = load_with(checkpoint, "mmap", f"error={error}", "python", "mmap")
+    assert found["error"] == expected
+    assert "mapped" in found["message"]
