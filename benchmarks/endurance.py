@@ -58,7 +58,7 @@ def one_load(path: Path, rng: random.Random) -> str:
     options |= {"cache": rng.choice(["auto", "keep", "drop"]), "workers": rng.choice([None, 1, 2, 7])}
     options["chunk_bytes"] = rng.choice([None, 65536, 1 << 20])
 
-    def progress(done: int, total: int) -> None:
+    def progress(_done: int, _total: int) -> None:
         if fate == "stopped":
             raise Stop
         if fate == "truncated":
