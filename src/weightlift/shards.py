@@ -16,7 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 from weightlift.description import FileIdentity
-from weightlift.errors import AccessError, CheckpointNotFoundError, FileChangedError, ReadError, TruncatedFileError
+from weightlift.errors import (
+    AccessError,
+    CheckpointNotFoundError,
+    FileChangedError,
+    InsufficientMemoryError,
+    ReadError,
+    TruncatedFileError,
+)
 from weightlift.host import kernel, residency, storage
 from weightlift.host.probes import run_probes
 from weightlift.operations import ShardSource
@@ -131,7 +138,7 @@ class OpenShards:
         return by_shard, dict(zip(probes, answers, strict=True))
 
     def _map(self, index: int, descriptor: int, size: int) -> int:
-        mapping = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
+        mapping = _map_file(self._description.shards[index].path, descriptor, size)
         self._stack.callback(mapping.close)
         self.mappings[index] = mapping
         return readonly_address(mapping)
@@ -267,11 +274,29 @@ def _open_file(path: Path) -> int:
             f"{path}: this user may not read the file", hint=f"chmod a+r {path}, or run as its owner", path=path
         ) from err
     except OSError as err:
-        raise ReadError(
+        failure = ReadError(
             f"{path}: the file cannot be opened ({os.strerror(err.errno or errno.EIO)})",
             hint="check the storage and the limit on open files (ulimit -n)",
             path=path,
-        ) from err
+        )
+        failure.errno = err.errno
+        raise failure from err
+
+
+def _map_file(path: Path, descriptor: int, size: int) -> mmap.mmap:
+    try:
+        return mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
+    except OSError as err:
+        message = f"{path}: its {size:,} bytes cannot be mapped ({os.strerror(err.errno or errno.EIO)})"
+        if err.errno == errno.ENOMEM:
+            raise InsufficientMemoryError(
+                message,
+                hint='method="buffered" maps nothing; or raise the limit on address space (ulimit -v)',
+                path=path,
+            ) from err
+        failure = ReadError(message, hint='method="buffered" maps nothing', path=path, offset=0, length=size)
+        failure.errno = err.errno
+        raise failure from err
 
 
 def _check_identity(shard: Shard, descriptor: int, when: str) -> None:

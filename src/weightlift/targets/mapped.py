@@ -66,7 +66,8 @@ def _advise(mapping: mmap.mmap, descriptor: int, *, keep: bool) -> None:
         return
     with contextlib.suppress(OSError):
         # Kept per open file, which the mapping and the descriptor share: twice the usual distance.
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
     if keep:
         with contextlib.suppress(OSError):
             mapping.madvise(mmap.MADV_HUGEPAGE)

@@ -1,0 +1,88 @@
+"""Loads in processes from which one thing that Linux offers is taken away, and all of them together."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from weightlift.testing import TensorSpec, tensor_digest, write_checkpoint
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SPECS = [TensorSpec(f"layer.{n}", "F32", (64, 1000)) for n in range(6)]
+
+# What a process loses. /proc and control groups are lost through the calls that open files, the system calls without
+# a wrapper in `os` through the functions of weightlift that make them.
+CHILD = """
+import builtins, json, os, pathlib, sys
+taken = sys.argv[2].split(",")
+for name in ("preadv", "posix_fadvise", "O_DIRECT"):
+    if name in taken and hasattr(os, name):
+        delattr(os, name)
+if "engine" in taken:
+    os.environ["WEIGHTLIFT_ENGINE_LIBRARY"] = "/nonexistent/library.so"
+hidden = tuple(root for name, root in (("proc", "/proc"), ("groups", "/sys/fs/cgroup")) if name in taken)
+
+def hide(original):
+    def guarded(path, *arguments, **keywords):
+        if isinstance(path, (str, os.PathLike)) and hidden and os.fspath(path).startswith(hidden):
+            raise FileNotFoundError(2, "taken away", os.fspath(path))
+        return original(path, *arguments, **keywords)
+    return guarded
+
+if hidden:
+    for module, names in ((os, ("open", "listdir", "readlink", "stat", "scandir")), (builtins, ("open",))):
+        for name in names:
+            setattr(module, name, hide(getattr(module, name)))
+    import io
+    io.open = builtins.open
+
+import numpy, xxhash
+import weightlift as wl
+from weightlift.host import kernel
+if "cachestat" in taken:
+    kernel.cachestat = lambda *arguments, **keywords: None
+if "statx" in taken:
+    kernel.statx_direct_alignment = lambda *arguments, **keywords: None
+
+found = {}
+for method in ("auto", "direct", "buffered", "mmap"):
+    try:
+        state = wl.load(sys.argv[1], method=method, framework="numpy", digest=method != "mmap")
+    except wl.WeightliftError as error:
+        found[method] = {"error": type(error).__name__, "hint": error.hint, "message": error.message}
+        continue
+    found[method] = {
+        "digests": {name: xxhash.xxh3_128_hexdigest(tensor.tobytes()) for name, tensor in state.items()},
+        "engine": state.report.engine, "used": dict(state.report.method_used), "reason": state.report.reason,
+        "cached": state.report.page_cache_before_bytes,
+    }
+print(json.dumps(found))
+"""
+PARTS = ["preadv", "posix_fadvise", "O_DIRECT", "cachestat", "statx", "proc", "groups", "engine"]
+
+
+@pytest.mark.parametrize("taken", ["nothing", *PARTS, ",".join(PARTS)])
+def test_every_method_loads_the_same_bytes_without(tmp_path: Path, taken: str) -> None:
+    path = write_checkpoint(tmp_path / "model.safetensors", SPECS)
+    command = [sys.executable, "-c", CHILD, str(path), taken]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    expected = {spec.name: tensor_digest(spec) for spec in SPECS}
+    for method, load in found.items():
+        if method == "direct" and "error" in load:
+            assert load["error"] == "UnsupportedError"
+            assert load["hint"]
+            continue
+        assert load.get("digests") == expected, (method, load)
+        assert method == "mmap" or load["reason"], method
+    if "O_DIRECT" in taken and "error" not in found["direct"]:
+        assert not found["direct"]["used"].get("direct"), found["direct"]
+    if "engine" in taken:
+        assert {found[method]["engine"] for method in ("auto", "buffered")} == {"python"}
