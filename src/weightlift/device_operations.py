@@ -97,7 +97,7 @@ class DeviceQueues:
 
     Attributes:
         ordinal: the device's number.
-        streams: a stream per worker; worker ``i`` uses number ``i`` modulo their count.
+        streams: what copies are queued on, in any order.
         events: an event per slot, recorded behind the copies out of it. Copies are complete when it has happened.
     """
 

@@ -229,6 +229,7 @@ def transfer_rows(
         options,
         destination_bytes=target.host_bytes,
         accesses=accesses,
+        room=fit.room if fit is not None else None,
     )
     transfer.run(target)
     with transfer.aborting():

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from weightlift.buffers import SlotPool
     from weightlift.description import Description
     from weightlift.engines.reader import Reader
+    from weightlift.host.memory import Headroom
     from weightlift.monitor import MonitorResult
     from weightlift.operations import Counters
     from weightlift.options import LoadOptions
@@ -57,6 +58,7 @@ class Transfer:
         look_at_cache: find out what the page cache holds; needless where nothing will be read.
         accesses: the GPUs that targets copy to, by the index that extents name them with.
         reader: how the Python engine asks for bytes; for fault injection.
+        room: memory left for this process, if that was just looked at.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Transfer:
         look_at_cache: bool = True,
         accesses: Sequence[DeviceAccess] = (),
         reader: Reader | None = None,
+        room: Headroom | None = None,
     ) -> None:
         self.started = time.monotonic()
         self.phases: dict[str, float] = {}
@@ -95,13 +98,13 @@ class Transfer:
             look_at_cache=look_at_cache,
             ask=run_probes,
         )
-        available = headroom()
+        room = room or headroom()
         self.cache: CacheDecision = decide_cache(
             options.cache,
             options.method,
             [self.shards.facts[index] for index in shards_used],
             destination_bytes=destination_bytes,
-            available_bytes=available.available_bytes if available else None,
+            available_bytes=room.available_bytes if room else None,
         )
         if not self.cache.keep:
             self.shards.probe_uncached()

@@ -31,7 +31,8 @@ _DEVICE_ROOMY_BYTES: Final = 120 * MIB
 _DEVICE_WORKERS_PAGEABLE: Final = 4
 _DEVICE_WORKERS_DIRECT: Final = 2
 _STORAGE_SHARE: Final = 4
-_DEVICE_CHUNKS: Final = (6 * MIB, 4 * MIB, 3 * MIB, 2 * MIB, 1536 * KIB, 1 * MIB, 512 * KIB, 256 * KIB, 128 * KIB)
+_DEVICE_CHUNKS: Final = (3 * MIB, 2 * MIB, 1536 * KIB, 1 * MIB, 512 * KIB, 256 * KIB, 128 * KIB)
+"""None is larger: what was copied into a slot should still be in the processors' caches when a device fetches it."""
 _DEVICE_CHUNK_BYTES_MIN: Final = 256 * KIB
 
 
@@ -65,7 +66,7 @@ class _Shape(NamedTuple):
     slots: int
 
 
-_FROM_CACHE: Final = _Shape(14, 31)
+_FROM_CACHE: Final = _Shape(14, 28)
 _FROM_STORAGE: Final = _Shape(10, 20)
 _TIGHT: Final = _Shape(12, 20)
 

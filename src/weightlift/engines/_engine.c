@@ -15,13 +15,16 @@
  * - Nothing is allocated per chunk. Submitting grows the tables; reading does not.
  *
  * Some facts about devices:
- * - A thread that has read a chunk queues its copies, records the slot's event behind them, puts the slot on the list of
- *   copies under way and goes on. The list is shared and ordered by age; whoever takes a slot off it is the one to ask or
- *   to wait for that copy, to tell that its chunk has landed and to free the slot. A list per thread would leave slots
- *   whose copies are long done with threads that are busy reading.
- * - Before a thread claims, it asks for the oldest copies. Without a free slot, or with nothing left to claim, it waits for
- *   the oldest. It neither sleeps nor leaves before the list is empty, so every copy under way is being waited for, or
- *   will be by a thread that is busy now.
+ * - Runtimes let one thread in at a time, and a dozen that queue copies of a MiB wait longer for each other than for the
+ *   device (measured: 90 microseconds a chunk). So one thread has the turn at the runtime: a thread that has read a chunk
+ *   puts its slot on the list of those to start and takes the turn if it is free, or else leaves the slot to whoever has it
+ *   and reads on. With the turn goes the duty to start all on that list, those put there meanwhile too: it queues their
+ *   copies, records the slots' events behind them, and moves them to the list of copies under way, the oldest first.
+ * - Whoever has the turn asks for the oldest copies, tells that their chunks have landed and frees their slots. A thread
+ *   without a free slot, or with nothing left to claim, becomes the one that waits, unless there is one: it asks again and
+ *   again for a moment, as being woken by a device takes longer than a copy, and then sleeps until the oldest has completed,
+ *   without the turn. No thread leaves while a list has entries, unless another has the turn or waits and so comes back to
+ *   it. So every copy under way is being waited for, or will be by a thread that is busy now.
  * - A runtime may hang when a thread's first call comes in the middle of a load (seen with ROCm on gfx1100). So all
  *   threads are started at once, each calls every device, and nothing is claimed before all have done so.
  * - Runtimes keep an error for the thread's next caller; each one is read away.
@@ -30,10 +33,9 @@
  * - Chunks are claimed in plan order, and one that needs a slot together with it. So the oldest chunk not yet finished has
  *   its slot, and its read ends without anybody's help.
  * - A copy under way needs nothing more either, and is taken off the list as said above. With it ends its hold of the slot.
- * - A lane always has a slot: the one it fills, or between two chunks the one that its last copy comes out of. It puts that
- *   copy on the list only with the next slot in hand. If none is free it waits for the oldest copy on the list or, if the
- *   list is empty, for its own, and goes on in that slot; nobody can have taken it in between. So even when later chunks
- *   hold all other slots, a lane reads on.
+ * - A lane always has a slot: the one it fills, or between two chunks the one that its last copy comes out of, which is kept
+ *   for it when that copy completes. It gives that one up only with the next slot in hand; if none is free it goes on in
+ *   its own as soon as the copy has landed. So even when later chunks hold all other slots, a lane reads on.
  */
 #define _GNU_SOURCE
 #define _FILE_OFFSET_BITS 64
@@ -64,6 +66,7 @@
 #define REGISTER_PORTABLE 1
 #define STAGE_BITS 3
 #define MILLISECOND ((uint64_t)1000000)
+#define ASKING (MILLISECOND / 10) /* for how long a thread asks for copies before it sleeps */
 #define LINE_BYTES 4096 /* what a pipe takes in one piece */
 
 #ifdef __linux__
@@ -147,7 +150,7 @@ typedef struct {
 typedef struct {
     int32_t ordinal;
     uint32_t stream_count, event_count;
-    const uint64_t *streams, *events; /* thread i uses stream i modulo their count; an event per slot */
+    const uint64_t *streams, *events; /* copies take turns on the streams; an event per slot */
 } wl_queue;
 
 typedef struct {
@@ -170,6 +173,7 @@ typedef struct {
     uint32_t slot;        /* NONE: none */
     uint64_t submissions; /* how often extents had been submitted when it was claimed */
     uint64_t offset, length;
+    int kept; /* its slot stays its lane's when it lands */
 } chunk;
 
 typedef struct {
@@ -195,13 +199,24 @@ typedef struct {
 typedef struct {
     chunk chunk;
     work_done done;
-    uint64_t age; /* smaller is older */
-    uint32_t next;
+    uint32_t next; /* on the same list, or NONE */
+    int landed;    /* and the slot was kept */
 } copy_under_way;
+
+typedef struct {
+    uint32_t first, last; /* slots, or NONE */
+} slot_list;
 
 typedef struct {
     uint64_t event, submissions;
 } waited_for;
+
+/* Only the thread with the turn changes it. */
+typedef struct {
+    wl_queue given;
+    uint32_t next_stream;
+    waited_for *waited; /* per stream: what it was last made to wait for */
+} device_queue;
 
 typedef struct {
     wl_engine *engine;
@@ -212,8 +227,6 @@ typedef struct {
     int own_fd;     /* of shard `own_shard` - 1, if that is not 0 */
     uint32_t own_shard;
     uint32_t device;    /* index of the queue whose device is this thread's current one, or NONE */
-    uint64_t last_age;  /* of the last copies it started, 0 before */
-    waited_for *waited; /* per queue: what this thread last made its stream wait for */
 } worker;
 
 typedef struct {
@@ -252,14 +265,13 @@ struct wl_engine {
     uint32_t free_count, slot_count;
 
     runtime_calls runtime;
-    wl_queue *queues;
+    device_queue *queues;
     uint32_t queue_count, first_called; /* the latter: threads that have called every device */
     outcome first_failure;
     uint8_t *slot_states; /* SLOT_*, kept by the caller; NULL where nothing is registered */
-    waited_for *waited;
     copy_under_way *copies; /* one per slot */
-    uint32_t oldest_copy, newest_copy;
-    uint64_t next_age;
+    slot_list to_start, under_way;
+    int turn_taken, waiting; /* a thread calls the runtime; one waits for copies */
 
     wl_event *events; /* ring with room for every event that can be outstanding */
     uint64_t event_head, event_tail, event_room;
@@ -446,7 +458,7 @@ static int told(const runtime_calls *runtime, int code) {
 static outcome device_failure(int code, int stage) { return (outcome){FAILURE_DEVICE, code, stage, 0}; }
 
 static void *slot_event(const wl_engine *engine, const chunk *c) {
-    return at(engine->queues[c->extent.device].events[c->slot]);
+    return at(engine->queues[c->extent.device].given.events[c->slot]);
 }
 
 /* Waits until the copies before a recorded event have completed, also when the runtime refuses to: nobody may free their
@@ -463,7 +475,7 @@ static int call_device(worker *self, uint32_t device) {
     const wl_engine *engine = self->engine;
     if (self->device == device) return 0;
     self->device = NONE; /* whatever it is after a failure */
-    int code = told(&engine->runtime, engine->runtime.set_device(engine->queues[device].ordinal));
+    int code = told(&engine->runtime, engine->runtime.set_device(engine->queues[device].given.ordinal));
     if (!code) self->device = device;
     return code;
 }
@@ -474,19 +486,20 @@ static outcome first_calls(worker *self) {
     for (uint32_t i = 0; i < engine->queue_count; i++) {
         int code = call_device(self, i);
         if (code) return device_failure(code, STAGE_DEVICE_COPY);
-        if (engine->queues[i].event_count == 0) continue;
-        code = told(&engine->runtime, engine->runtime.query(at(engine->queues[i].events[0])));
+        if (engine->queues[i].given.event_count == 0) continue;
+        code = told(&engine->runtime, engine->runtime.query(at(engine->queues[i].given.events[0])));
         if (code && code != engine->runtime.not_ready) return device_failure(code, STAGE_DEVICE_WAIT);
     }
     return SUCCESS;
 }
 
 /* An event's handle may come back with another meaning in a later submission, so that is remembered with it. */
-static int wait_until_ready(worker *self, const chunk *c, void *stream) {
-    waited_for *last = &self->waited[c->extent.device];
+static int wait_until_ready(const worker *self, const chunk *c, uint32_t stream) {
+    device_queue *queue = &self->engine->queues[c->extent.device];
+    waited_for *last = &queue->waited[stream];
     if (!c->extent.ready || (last->event == c->extent.ready && last->submissions == c->submissions)) return 0;
     const runtime_calls *runtime = &self->engine->runtime;
-    int code = told(runtime, runtime->stream_wait(stream, at(c->extent.ready), 0));
+    int code = told(runtime, runtime->stream_wait(at(queue->given.streams[stream]), at(c->extent.ready), 0));
     if (!code) *last = (waited_for){c->extent.ready, c->submissions};
     return code;
 }
@@ -502,18 +515,19 @@ static int record_copies(const runtime_calls *runtime, void *event, void *stream
 
 /* Queues the copies out of a slot and records its event; 1 if copies are under way, 0 if none was needed or it failed.
  * After a failure, those queued before it have completed, unless the runtime would not even record an event. */
-static int start_copies(worker *self, const chunk *c, const uint8_t *data, work_done *done) {
+static int start_copies(worker *self, const chunk *c, work_done *done) {
     const wl_engine *engine = self->engine;
+    const uint8_t *data = engine->slots + engine->slot_bytes * c->slot + done->delta;
     const runtime_calls *runtime = &engine->runtime;
-    const wl_queue *queue = &engine->queues[c->extent.device];
-    void *stream = at(queue->streams[self->index % queue->stream_count]), *event = slot_event(engine, c);
+    device_queue *queue = &engine->queues[c->extent.device];
+    uint32_t number = queue->next_stream++ % queue->given.stream_count;
+    void *stream = at(queue->given.streams[number]), *event = slot_event(engine, c);
     const wl_copy *cursor = first_copy(c);
     uint64_t start = done->copies_begun = now_ns();
     uint32_t queued = 0;
     run part;
-    set_stage(self, STAGE_DEVICE_COPY);
     int code = call_device(self, c->extent.device);
-    if (!code) code = wait_until_ready(self, c, stream);
+    if (!code) code = wait_until_ready(self, c, number);
     while (!code && next_run(c, &cursor, &part)) {
         const uint8_t *source = data + (part.from - c->offset);
         code = told(runtime, runtime->copy(at(part.address), source, part.length, COPY_TO_DEVICE, stream));
@@ -549,8 +563,8 @@ static outcome register_slot(worker *self, const chunk *c, work_done *done) {
 
 /* ---- one chunk ------------------------------------------------------------------------------------------------ */
 
-/* Returns 1 if copies to a device are under way, which the chunk lands with. */
-static int move(worker *self, const wl_shard *shard, const chunk *c, work_done *done) {
+/* Reads a chunk and, unless it is for a device, puts it where it belongs. */
+static void move(worker *self, const wl_shard *shard, const chunk *c, work_done *done) {
     wl_engine *engine = self->engine;
     int path = c->extent.path;
     uint64_t alignment = shard->offset_alignment ? shard->offset_alignment : PAGE;
@@ -560,13 +574,13 @@ static int move(worker *self, const wl_shard *shard, const chunk *c, work_done *
         if (c->extent.flags & FLAG_FRESH) {
             uint64_t begun = now_ns();
             done->result = populate(engine, (uint64_t)(uintptr_t)buffer, c->length, &done->nanoseconds[TIME_POPULATE]);
-            if (done->result.failure) return 0;
+            if (done->result.failure) return;
             note(self, STEP_POPULATE, c, path, begun, now_ns());
         }
     } else {
         if (engine->slot_states && engine->slot_states[c->slot] == SLOT_UNTRIED) {
             done->result = register_slot(self, c, done);
-            if (done->result.failure) return 0;
+            if (done->result.failure) return;
             set_stage(self, STAGE_READING);
         }
         done->delta = path == PATH_DIRECT ? c->offset % alignment : 0;
@@ -580,7 +594,7 @@ static int move(worker *self, const wl_shard *shard, const chunk *c, work_done *
     uint64_t end = now_ns();
     done->nanoseconds[c->extent.resident ? TIME_READ_CACHE : TIME_READ_STORAGE] += end - start;
     note(self, STEP_READ, c, done->refused_bytes ? PATH_BUFFERED : path, start, end);
-    if (done->result.failure) return 0;
+    if (done->result.failure) return;
 #ifdef __linux__
     if (c->extent.flags & FLAG_DROP_BEHIND)
         posix_fadvise(shard->fd, (off_t)align_down(c->offset, PAGE), (off_t)(c->length + c->offset % PAGE),
@@ -592,7 +606,6 @@ static int move(worker *self, const wl_shard *shard, const chunk *c, work_done *
         done->nanoseconds[TIME_COPY] += copied - end;
         note(self, STEP_COPY, c, path, end, copied);
     }
-    return c->extent.sink == SINK_DEVICE && start_copies(self, c, buffer, done);
 }
 
 /* ---- claiming and telling, under the lock --------------------------------------------------------------------- */
@@ -648,6 +661,7 @@ static void claim(wl_engine *engine, chunk *c) {
     c->index = engine->next_extent;
     c->slot = extent->sink == SINK_PLACE ? NONE : engine->free_slots[--engine->free_count];
     c->submissions = engine->submissions;
+    c->kept = 0;
     c->offset = engine->next_offset;
     uint64_t end = chunk_end(engine, extent, c->offset), extent_end = extent->offset + extent->length;
     c->length = end - c->offset;
@@ -663,7 +677,7 @@ static int ends_extent(const chunk *c) { return c->offset + c->length == c->exte
 
 /* Whether the chunk's slot is the next one's too. */
 static int keeps_slot(const chunk *c) {
-    return c->extent.flags & FLAG_LANE && c->extent.sink != SINK_DEVICE && !ends_extent(c);
+    return c->kept || (c->extent.flags & FLAG_LANE && c->extent.sink != SINK_DEVICE && !ends_extent(c));
 }
 
 static void fail(wl_engine *engine, const chunk *c, outcome result) {
@@ -709,27 +723,49 @@ static void begin(worker *self, const chunk *c, uint64_t stage) {
     set_stage(self, stage);
 }
 
-/* ---- copies under way, under the lock ------------------------------------------------------------------------- */
+/* ---- copies to devices, under the lock ------------------------------------------------------------------------- */
 
-static void list_copy(wl_engine *engine, uint32_t slot) {
-    copy_under_way *copies = engine->copies;
-    uint32_t *link = &engine->oldest_copy;
-    if (*link != NONE && copies[engine->newest_copy].age < copies[slot].age) link = &copies[engine->newest_copy].next;
-    while (*link != NONE && copies[*link].age < copies[slot].age) link = &copies[*link].next;
-    copies[slot].next = *link;
-    if (*link == NONE) engine->newest_copy = slot;
-    *link = slot;
-    pthread_cond_signal(&engine->work);
+static void append(wl_engine *engine, slot_list *list, uint32_t slot) {
+    engine->copies[slot].next = NONE;
+    if (list->first == NONE) list->first = slot;
+    else engine->copies[list->last].next = slot;
+    list->last = slot;
 }
 
-static uint32_t take_oldest_copy(wl_engine *engine) {
-    uint32_t slot = engine->oldest_copy;
-    engine->oldest_copy = engine->copies[slot].next;
+static uint32_t take_first(const wl_engine *engine, slot_list *list) {
+    uint32_t slot = list->first;
+    if (slot != NONE) list->first = engine->copies[slot].next;
     return slot;
 }
 
-/* Asks for a copy that is not on the list, or waits for it, without the lock meanwhile. It has landed then, or failed; 0 if
- * it is still under way. */
+static void put_first(wl_engine *engine, slot_list *list, uint32_t slot) {
+    engine->copies[slot].next = list->first;
+    if (list->first == NONE) list->last = slot;
+    list->first = slot;
+}
+
+static void end_copy(wl_engine *engine, uint32_t slot) {
+    copy_under_way *copy = &engine->copies[slot];
+    copy->landed = copy->chunk.kept;
+    finish(engine, &copy->chunk, &copy->done);
+    if (copy->landed) pthread_cond_broadcast(&engine->work);
+}
+
+static void start_copy(worker *self, uint32_t slot) {
+    wl_engine *engine = self->engine;
+    copy_under_way *copy = &engine->copies[slot];
+    begin(self, &copy->chunk, STAGE_DEVICE_COPY);
+    pthread_mutex_unlock(&engine->lock);
+    int copying = start_copies(self, &copy->chunk, &copy->done);
+    pthread_mutex_lock(&engine->lock);
+    self->activity.busy = 0;
+    if (copying) append(engine, &engine->under_way, slot);
+    else end_copy(engine, slot);
+    if (copying && !engine->waiting) pthread_cond_signal(&engine->work);
+}
+
+/* Asks for a copy that was taken off its list, or waits for it, without the lock meanwhile. It has landed then, or failed; 0
+ * if it is still under way. */
 static int settle_copy(worker *self, uint32_t slot, int patient) {
     wl_engine *engine = self->engine;
     const runtime_calls *runtime = &engine->runtime;
@@ -748,57 +784,109 @@ static int settle_copy(worker *self, uint32_t slot, int patient) {
     if (!patient && code == runtime->not_ready) return 0;
     note(self, STEP_UNDER_WAY, &copy->chunk, copy->chunk.extent.path, copy->done.copies_begun, end);
     if (code) copy->done.result = device_failure(code, STAGE_DEVICE_WAIT);
-    finish(engine, &copy->chunk, &copy->done);
+    end_copy(engine, slot);
     return 1;
 }
 
-/* Whether the oldest copy on the list is this thread's to wait for. Above the limit a thread sees to it that its own have
- * landed and leaves younger ones to those within, of which there is always one unless the limit is 0. */
-static int has_to_settle(const worker *self) {
-    const wl_engine *engine = self->engine;
-    if (engine->oldest_copy == NONE) return 0;
-    if (self->index < engine->limit || engine->limit == 0 || engine->stopping) return 1;
-    return engine->copies[engine->oldest_copy].age <= self->last_age;
-}
-
-/* Tells of the oldest copies that have completed. */
-static void reap(worker *self) {
+/* Takes the turn, if it is free, for as long as there are copies to start or the oldest has completed; 1 if any has. */
+static int take_turn(worker *self) {
     wl_engine *engine = self->engine;
-    while (engine->oldest_copy != NONE) {
-        uint32_t slot = take_oldest_copy(engine);
-        if (settle_copy(self, slot, 0)) continue;
-        list_copy(engine, slot);
-        return;
+    uint32_t slot;
+    int ended = 0;
+    if (engine->turn_taken) return 0;
+    engine->turn_taken = 1;
+    for (;;) {
+        if ((slot = take_first(engine, &engine->to_start)) != NONE) start_copy(self, slot);
+        else if ((slot = take_first(engine, &engine->under_way)) == NONE) break;
+        else if (settle_copy(self, slot, 0)) ended = 1;
+        else {
+            put_first(engine, &engine->under_way, slot);
+            if (engine->to_start.first == NONE) break;
+        }
     }
+    engine->turn_taken = 0;
+    return ended;
 }
 
-/* A slot for the next chunk of a lane, or NONE if the engine is stopping; the copy out of its last slot, `own` unless NONE,
- * is listed or has landed. See above for why a lane needs nobody's help here. */
+/* Threads above the limit leave waiting to those within, of which there is always one unless the limit is 0. */
+static int may_wait(const worker *self) {
+    const wl_engine *engine = self->engine;
+    if (engine->waiting || engine->under_way.first == NONE) return 0;
+    return self->index < engine->limit || engine->limit == 0 || engine->stopping;
+}
+
+/* Asks whether the oldest copy has completed, until it has or a moment has passed. It stays on its list, and neither the lock
+ * nor the turn is held: threads that come back from reading must not queue up behind one that has nothing to do. */
+static void ask_for_a_moment(worker *self) {
+    wl_engine *engine = self->engine;
+    const chunk *oldest = &engine->copies[engine->under_way.first].chunk;
+    void *event = slot_event(engine, oldest);
+    begin(self, oldest, STAGE_DEVICE_WAIT);
+    pthread_mutex_unlock(&engine->lock);
+    uint64_t start = now_ns(), end = start;
+    while (told(&engine->runtime, engine->runtime.query(event)) == engine->runtime.not_ready && end < start + ASKING)
+        end = now_ns();
+    pthread_mutex_lock(&engine->lock);
+    self->activity.busy = 0;
+    engine->counters.nanoseconds[TIME_DEVICE] += end - start;
+}
+
+/* Waits until a copy has completed, where may_wait says that this thread may. */
+static void await_copy(worker *self) {
+    wl_engine *engine = self->engine;
+    engine->waiting = 1;
+    ask_for_a_moment(self);
+    if (!take_turn(self)) {
+        uint32_t slot = take_first(engine, &engine->under_way);
+        if (slot != NONE) settle_copy(self, slot, 1);
+    }
+    engine->waiting = 0;
+    if (engine->under_way.first != NONE && !may_wait(self)) pthread_cond_signal(&engine->work);
+}
+
+static void queue_copy(worker *self, const chunk *c, const work_done *done) {
+    wl_engine *engine = self->engine;
+    engine->copies[c->slot] = (copy_under_way){*c, *done, NONE, 0};
+    append(engine, &engine->to_start, c->slot);
+    take_turn(self);
+}
+
+/* Sleeps until there may be something to do. Without a slot while copies are under way, it is the device that is waited for. */
+static void rest(worker *self, pthread_cond_t *until, int starved) {
+    wl_engine *engine = self->engine;
+    int what = engine->waiting || engine->turn_taken ? TIME_DEVICE : TIME_WAIT_SLOT;
+    uint64_t start = now_ns();
+    pthread_cond_wait(until, &engine->lock);
+    uint64_t end = now_ns();
+    if (!starved) return;
+    engine->counters.nanoseconds[what] += end - start;
+    note(self, STEP_SLOT_WAIT, NULL, 0, start, end);
+}
+
+/* A slot for the next chunk of a lane, or NONE if the engine is stopping. `own` is that of its last chunk if it was kept, else
+ * NONE. See above for why a lane needs nobody's help here. */
 static uint32_t next_slot(worker *self, uint32_t own) {
     wl_engine *engine = self->engine;
-    uint32_t next = NONE;
-    while (!engine->stopping && engine->free_count == 0) {
-        uint32_t slot = engine->oldest_copy != NONE ? take_oldest_copy(engine) : own;
-        if (slot == own) own = NONE;
-        settle_copy(self, slot, 1);
+    copy_under_way *last = own == NONE ? NULL : &engine->copies[own];
+    while (!engine->stopping && engine->free_count == 0 && !(last && last->landed)) {
+        if (may_wait(self)) await_copy(self);
+        else rest(self, &engine->work, 1);
     }
-    if (!engine->stopping) next = engine->free_slots[--engine->free_count];
-    if (own != NONE) list_copy(engine, own);
-    if (next != NONE) reap(self);
-    return next;
+    if (last && !last->landed) last->chunk.kept = 0;
+    if (last && last->landed && !engine->stopping) return own;
+    if (last && last->landed) release_slot(engine, own);
+    return engine->stopping ? NONE : engine->free_slots[--engine->free_count];
 }
 
-/* Goes on to the next chunk of the same lane; 0 where there is none or the engine is stopping. A copy out of this chunk's
- * slot is listed or has landed then. */
-static int follow_lane(worker *self, chunk *c, int copying) {
+/* Goes on to the next chunk of the same lane; 0 where there is none or the engine is stopping. */
+static int follow_lane(worker *self, chunk *c) {
     wl_engine *engine = self->engine;
-    uint32_t own = copying ? c->slot : NONE;
-    if (!(c->extent.flags & FLAG_LANE) || ends_extent(c)) {
-        if (own != NONE) list_copy(engine, own);
-        return 0;
+    if (!(c->extent.flags & FLAG_LANE) || ends_extent(c)) return 0;
+    while (is_held(engine) && !engine->stopping) {
+        if (may_wait(self)) await_copy(self);
+        else pthread_cond_wait(&engine->parked, &engine->lock);
     }
-    while (is_held(engine) && !engine->stopping) pthread_cond_wait(&engine->parked, &engine->lock);
-    if (c->extent.sink == SINK_DEVICE) c->slot = next_slot(self, own);
+    if (c->extent.sink == SINK_DEVICE) c->slot = next_slot(self, c->kept ? c->slot : NONE);
     if (engine->stopping) {
         if (c->slot != NONE) release_slot(engine, c->slot);
         return 0;
@@ -833,21 +921,22 @@ static int own_descriptor(worker *self, uint32_t shard, int shared) {
 static void carry_out(worker *self, chunk *c) {
     wl_engine *engine = self->engine;
     wl_shard shard = engine->shards[c->extent.shard];
-    int copying;
+    int to_device = c->extent.sink == SINK_DEVICE;
     do {
         begin(self, c, STAGE_READING);
         pthread_mutex_unlock(&engine->lock);
 
         if (c->extent.flags & FLAG_LANE) shard.fd = own_descriptor(self, c->extent.shard, shard.fd);
-        work_done done = {.result = c->extent.sink == SINK_DEVICE ? engine->first_failure : SUCCESS};
-        copying = !done.result.failure && move(self, &shard, c, &done);
+        work_done done = {.result = to_device ? engine->first_failure : SUCCESS};
+        if (!done.result.failure) move(self, &shard, c, &done);
 
         pthread_mutex_lock(&engine->lock);
         self->activity.busy = 0;
         if (!done.result.failure) engine->counters.read_bytes += c->length;
-        if (copying) engine->copies[c->slot] = (copy_under_way){*c, done, self->last_age = ++engine->next_age, NONE};
+        c->kept = to_device && c->extent.flags & FLAG_LANE && !done.result.failure && !ends_extent(c);
+        if (to_device && !done.result.failure) queue_copy(self, c, &done);
         else finish(engine, c, &done);
-    } while (follow_lane(self, c, copying));
+    } while (follow_lane(self, c));
 }
 
 static void call_devices_first(worker *self) {
@@ -862,17 +951,6 @@ static void call_devices_first(worker *self) {
     if (++engine->first_called == engine->started) pthread_cond_broadcast(&engine->work);
 }
 
-static void rest(worker *self) {
-    wl_engine *engine = self->engine;
-    int within = self->index < engine->limit, starved = within && !is_held(engine) && engine->next_extent < engine->extent_count;
-    uint64_t start = now_ns();
-    pthread_cond_wait(within ? &engine->work : &engine->parked, &engine->lock);
-    uint64_t end = now_ns();
-    if (!starved) return;
-    engine->counters.nanoseconds[TIME_WAIT_SLOT] += end - start;
-    note(self, STEP_SLOT_WAIT, NULL, 0, start, end);
-}
-
 static void *work_loop(void *argument) {
     worker *self = argument;
     wl_engine *engine = self->engine;
@@ -880,13 +958,17 @@ static void *work_loop(void *argument) {
     pthread_mutex_lock(&engine->lock);
     if (engine->queue_count) call_devices_first(self);
     for (;;) {
-        if (self->index < engine->limit && can_claim(engine)) reap(self);
+        if (engine->under_way.first != NONE) take_turn(self);
         if (self->index < engine->limit && can_claim(engine)) {
             claim(engine, &c);
             carry_out(self, &c);
-        } else if (has_to_settle(self)) settle_copy(self, take_oldest_copy(engine), 1);
+        } else if (may_wait(self)) await_copy(self);
         else if (engine->stopping) break;
-        else rest(self);
+        else {
+            int within = self->index < engine->limit;
+            rest(self, within ? &engine->work : &engine->parked,
+                 within && !is_held(engine) && engine->next_extent < engine->extent_count);
+        }
     }
     if (self->own_shard) close(self->own_fd);
     engine->running--;
@@ -917,7 +999,6 @@ static int start_workers(wl_engine *engine, uint32_t wanted) {
         w->engine = engine;
         w->index = engine->started;
         w->device = NONE;
-        w->waited = engine->waited + (size_t)w->index * engine->queue_count;
         error = start_thread(&w->thread, engine->queue_count ? DEVICE_STACK_BYTES : STACK_BYTES, work_loop, w);
         if (!error) {
             engine->started++;
@@ -1130,11 +1211,11 @@ EXPORT void wl_free(wl_engine *engine) {
     free(engine->free_slots);
     free(engine->events);
     free(engine->workers);
-    free(engine->waited);
     free(engine->copies);
     for (uint32_t i = 0; engine->queues && i < engine->queue_count; i++) {
-        free(at((uint64_t)(uintptr_t)engine->queues[i].streams));
-        free(at((uint64_t)(uintptr_t)engine->queues[i].events));
+        free(at((uint64_t)(uintptr_t)engine->queues[i].given.streams));
+        free(at((uint64_t)(uintptr_t)engine->queues[i].given.events));
+        free(engine->queues[i].waited);
     }
     free(engine->queues);
     free(engine->watch.names);
@@ -1152,7 +1233,14 @@ EXPORT wl_engine *wl_new(const wl_shard *shards, uint32_t shard_count, uint64_t 
     wl_engine *engine = calloc(1, sizeof *engine);
     pthread_condattr_t attributes;
     if (!engine) return NULL;
-    pthread_mutex_init(&engine->lock, NULL);
+    pthread_mutexattr_t adaptive;
+    pthread_mutexattr_init(&adaptive);
+#ifdef PTHREAD_ADAPTIVE_MUTEX_INITIALIZER_NP
+    /* It is held for less than going to sleep takes. */
+    pthread_mutexattr_settype(&adaptive, PTHREAD_MUTEX_ADAPTIVE_NP);
+#endif
+    pthread_mutex_init(&engine->lock, &adaptive);
+    pthread_mutexattr_destroy(&adaptive);
     pthread_condattr_init(&attributes);
 #ifdef __linux__
     pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
@@ -1177,7 +1265,7 @@ EXPORT wl_engine *wl_new(const wl_shard *shards, uint32_t shard_count, uint64_t 
     for (uint32_t i = 0; i < slot_count; i++) engine->free_slots[i] = slot_count - 1 - i;
     engine->free_count = slot_count;
     engine->worker_room = worker_room;
-    engine->oldest_copy = engine->newest_copy = NONE;
+    engine->to_start = engine->under_way = (slot_list){NONE, NONE};
     engine->polled = now_ns();
     engine->allowed = UINT64_MAX;
     return engine;
@@ -1209,18 +1297,18 @@ EXPORT int wl_set_devices(wl_engine *engine, const uint64_t *functions, int32_t 
         .last_error = (int (*)(void))(uintptr_t)functions[7],
         .not_ready = not_ready,
     };
-    engine->queues = calloc(count, sizeof *queues);
-    engine->waited = calloc((size_t)count * engine->worker_room, sizeof *engine->waited);
+    engine->queues = calloc(count, sizeof *engine->queues);
     engine->copies = calloc(engine->slot_count ? engine->slot_count : 1, sizeof *engine->copies);
-    if (!engine->queues || !engine->waited || !engine->copies) return ENOMEM;
+    if (!engine->queues || !engine->copies) return ENOMEM;
     engine->queue_count = count; /* what is freed by wl_free from now on */
     engine->slot_states = states;
     for (uint32_t i = 0; i < count; i++) {
-        wl_queue *queue = &engine->queues[i];
-        *queue = queues[i];
-        queue->streams = duplicate(queues[i].streams, queues[i].stream_count);
-        queue->events = duplicate(queues[i].events, queues[i].event_count);
-        if (!queue->streams || !queue->events) return ENOMEM;
+        device_queue *queue = &engine->queues[i];
+        queue->given = queues[i];
+        queue->given.streams = duplicate(queues[i].streams, queues[i].stream_count);
+        queue->given.events = duplicate(queues[i].events, queues[i].event_count);
+        queue->waited = calloc(queues[i].stream_count, sizeof *queue->waited);
+        if (!queue->given.streams || !queue->given.events || !queue->waited) return ENOMEM;
     }
     return 0;
 }

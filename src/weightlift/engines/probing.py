@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from weightlift.engines.native import native_library
 from weightlift.host.memory import available_processors
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from weightlift.host.probes import Probe
+
+_THREADS_MAX: Final = 8
+"""More take longer to start than they save."""
 
 
 class _Probe(ctypes.Structure):
@@ -34,5 +37,5 @@ def run_probes(probes: Sequence[Probe]) -> list[int]:
     table = (_Probe * max(1, len(probes)))()
     for entry, probe in zip(table, probes, strict=False):
         entry.fd, entry.offset, entry.length, entry.address = probe
-    library.wl_probe(table, len(probes), available_processors())
+    library.wl_probe(table, len(probes), min(available_processors(), _THREADS_MAX))
     return [entry.result for entry in table[: len(probes)]]

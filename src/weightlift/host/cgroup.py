@@ -6,11 +6,15 @@ mean. The root of the file system is a parameter, so that a recorded tree can be
 
 from __future__ import annotations
 
+import functools
 import posixpath
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from weightlift.host import kernel
+
+_MACHINE: Final = Path("/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +63,22 @@ def cgroup_levels(controller: str, root: Path = Path("/")) -> list[CgroupLevel]:
         Groups of version 1, where the controller is mounted so, followed by those of version 2. Some machines mount
         both; a version-2 group without the controller then merely lacks its files.
     """
-    own = _own_groups((read_text(root / "proc/self/cgroup") or "").splitlines())
+    groups = read_text(root / "proc/self/cgroup") or ""
+    return list(_levels(controller, root, groups) if root == _MACHINE else _find_levels(controller, root, groups))
+
+
+def _find_levels(controller: str, root: Path, groups: str) -> list[CgroupLevel]:
+    own = _own_groups(groups.splitlines())
     levels: list[CgroupLevel] = []
     for version, mount_root, mount_point in _mounts(controller, root):
         name = own.get(controller if version == 1 else "")
         if name is not None:
             levels += _chain(version, mount_root, root / mount_point.lstrip("/"), name)
     return sorted(levels, key=lambda level: level.version)
+
+
+_levels = functools.lru_cache(maxsize=16)(_find_levels)
+"""For this machine, whose hierarchies are mounted once while its table of mounts may be long; groups do change."""
 
 
 def _own_groups(lines: list[str]) -> dict[str, str]:

@@ -97,6 +97,8 @@ class DeviceTarget:
 
     def prepare(self) -> Sequence[Wanted]:
         """See :class:`~weightlift.targets.base.Target`."""
+        # Before anything is read: later, a call to the driver would wait for those that pin slots and queue copies.
+        self._access.memory.expect(sum(align_up(block.nbytes, ALIGNMENT) for block in self._layout.blocks))
         return [
             Wanted(span.shard, span.offset, span.length, Sink.DEVICE, copies=table, device=self._index)
             for span, table in zip(self._layout.layout.spans, self._layout.tables, strict=True)
@@ -111,7 +113,6 @@ class DeviceTarget:
             for entry in entries_between(extent.copies, extent.offset, extent.offset + extent.length)
             if self._owners[self._layout.entry_blocks[entry]] is None
         )
-        self._access.memory.expect(sum(align_up(self._layout.blocks[number].nbytes, ALIGNMENT) for number in new))
         for number in new:
             self._allocate(number)
         if new or not self._last:

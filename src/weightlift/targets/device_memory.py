@@ -23,6 +23,7 @@ _SPARE_BYTES: Final = 512 << 20
 _EXPECTED_BYTES_MIN: Final = 64 << 20
 _ROUNDING_BYTES: Final = 1 << 20
 
+_HELD_AND_USED: Final = ("reserved_bytes", "allocated_bytes")
 _DEVICE_TYPES: Final = {"cpu": 0, "cuda": 1}
 
 
@@ -90,17 +91,20 @@ class TorchMemory:
         """See :class:`DeviceMemory`."""
         if self._device.type != "cuda":
             return 0
-        memory = self._torch.cuda
-        return int(memory.memory_reserved(self._device) - memory.memory_allocated(self._device))
+        counts = self._torch.cuda.memory_stats_as_nested_dict(self._device)
+        held, used = (counts.get(name, {}).get("all", {}).get("current", 0) for name in _HELD_AND_USED)
+        return int(held - used)
 
     def expect(self, nbytes: int) -> None:
         """See :class:`DeviceMemory`.
 
         One large piece is allocated and given back to the allocator at once, which then cuts the tensors out of it:
         one call to the driver instead of one per tensor, and nothing lost to rounding. Transformers warms the allocator
-        up in the same way.
+        up in the same way. Not where the allocator still holds as much from before, which would go to waste.
         """
-        if self._quick is not None and nbytes >= _EXPECTED_BYTES_MIN and self._room > nbytes:
+        if self._quick is None or nbytes < _EXPECTED_BYTES_MIN or self._room <= nbytes:
+            return
+        if self.reusable_bytes() < nbytes:
             self._quick.empty(self._torch.uint8, (nbytes + _ROUNDING_BYTES,), self._kind, self._ordinal)
 
     def allocate(self, dtype: Any, shape: tuple[int, ...]) -> Any:
