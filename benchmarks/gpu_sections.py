@@ -220,14 +220,12 @@ def busy(context: Context) -> Section:
     draft = Draft(context, context.checkpoints["main"], WARM)
     idle = draft.ours("weightlift, idle", loads=2)
     own = draft.ours("weightlift, busy", loader="weightlift", beside="thread", loads=2)
-    python = draft.ours("weightlift, Python engine, busy", beside="thread", engine="python")
     others = draft.peers("busy", beside="thread")
     link = draft.link()
     ratios = [
         Ratio(name="busy, over idle, first load", over=(own,), under=(idle,), at_least=0.85),
         Ratio(name="busy, over idle, second load", over=(own + SECOND,), under=(idle + SECOND,), at_least=0.85),
         Ratio(name="busy, over the best peer", over=(own,), under=tuple(others), at_least=1.0),
-        Ratio(name="native, over the Python engine", over=(own,), under=(python,)),
     ]
     return draft.done(ratios, ceilings=[Ceiling((link,), tuple(draft.loader_of))])
 

@@ -1,4 +1,4 @@
-"""Prints the README's table of results from ``benchmarks/results/cpu.json``, so that no figure is copied by hand."""
+"""Prints the README's tables of results from ``benchmarks/results``, so that no figure is copied by hand."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).resolve().parent / "results" / "cpu.json"
+RESULTS = Path(__file__).resolve().parent / "results"
 STATES = ("cold", "half-warm", "warm")
+GPU_STATES = ("warm", "cold", "half-warm", "busy")
 ROWS = ("auto", "auto, drop", "direct", "buffered", "buffered, drop", "mmap")
 
 Cases = dict[str, dict[str, Any]]
@@ -33,9 +34,9 @@ def left_cached(case: dict[str, Any] | None) -> str:
     return f"{left['median']:.0%}" if left else "–"
 
 
-def main() -> None:
-    """Print the table."""
-    section = json.loads(RESULTS.read_text(encoding="utf-8"))["paths"]
+def cpu_table() -> None:
+    """Every path into the memory of the CPU."""
+    section = json.loads((RESULTS / "cpu.json").read_text(encoding="utf-8"))["paths"]
     cases: Cases = {case["name"]: case for case in section["cases"]}
     print(f"| path into CPU memory | {' | '.join(f'{state}, GB/s' for state in STATES)} | left cached after cold |")
     print("|---|---|---|---|---|")
@@ -43,6 +44,31 @@ def main() -> None:
         row = [cases.get(f"{label} → cpu, {state}") for state in STATES]
         print(f"| `{label}` | {' | '.join(map(cell, row))} | {left_cached(row[0])} |")
     print(f"| fastest raw read | {' | '.join(cell(fastest_raw(cases, state)) for state in STATES)} | – |")
+
+
+def gpu_table() -> None:
+    """Every loader onto a GPU, state by state, the fastest of its settings; then what no loader can beat."""
+    recorded = json.loads((RESULTS / "gpu.json").read_text(encoding="utf-8"))
+    sections = {state: recorded[state] for state in GPU_STATES if state in recorded}
+    cases = {state: {case["name"]: case for case in section["cases"]} for state, section in sections.items()}
+    rounds = ", ".join(f"{state} {section['rounds']}" for state, section in sections.items())
+    print(f"| loader | warm, first load | warm, second | {' | '.join(list(sections)[1:])} | worst fraction of the ceiling |")
+    print(f"|---|---|---|{'---|' * len(sections)}")
+    for loader, row in recorded["worst"].items():
+        found = [cases[state].get(f"{loader}, {state}") for state in sections]
+        second = (found[0] or {}).get("second_gigabytes_per_second")
+        shown = [cell(found[0]), cell({"gigabytes_per_second": second}), *map(cell, found[1:])]
+        print(f"| {loader} | {' | '.join(shown)} | {row['worst']:.2f} |")
+    link, raw = cell(cases["warm"]["link, pinned"]), [fastest_raw(cases[state], "cold") for state in list(sections)[1:]]
+    print(f"| the link; raw direct reads of the storage | {link} | {link} | {' | '.join(map(cell, raw))} | |")
+    print(f"\nRounds: {rounds}")
+
+
+def main() -> None:
+    """Print the tables."""
+    cpu_table()
+    print()
+    gpu_table()
 
 
 if __name__ == "__main__":

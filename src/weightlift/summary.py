@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from weightlift.pipeline import Transfer
     from weightlift.plan import ShardFacts
 
-_LINK_SHARE = 0.15
+_LINK_SHARE = 0.08
 """Share of the workers' time spent waiting for devices from which on the link counts as the bottleneck."""
 
 _WHOLE = 0.99
@@ -103,7 +103,7 @@ def bottleneck(
         return "consumer"
     reading = counters.storage_seconds + counters.cache_seconds + counters.copy_seconds + counters.register_seconds
     if counters.device_seconds > _LINK_SHARE * (reading + counters.device_seconds):
-        # A worker waits for the device only once both of its slots are on their way.
+        # Workers wait for the device only once all slots are on their way.
         return "link"
     spent = {
         "storage": counters.storage_seconds,
