@@ -52,7 +52,8 @@ def gpu_table() -> None:
     sections = {state: recorded[state] for state in GPU_STATES if state in recorded}
     cases = {state: {case["name"]: case for case in section["cases"]} for state, section in sections.items()}
     rounds = ", ".join(f"{state} {section['rounds']}" for state, section in sections.items())
-    print(f"| loader | warm, first load | warm, second | {' | '.join(list(sections)[1:])} | worst fraction of the ceiling |")
+    others = " | ".join(list(sections)[1:])
+    print(f"| loader | warm, first load | warm, second | {others} | worst fraction of the ceiling |")
     print(f"|---|---|---|{'---|' * len(sections)}")
     for loader, row in recorded["worst"].items():
         found = [cases[state].get(f"{loader}, {state}") for state in sections]

@@ -248,7 +248,7 @@ def _start(extents: Sequence[Extent], processors: int, *, staged: bool) -> _Conc
         # Copying out of the cache is processor work, and staged chunks that fit a second-level cache are copied faster.
         # Where fresh memory is populated workers also wait for each other, so two more than processors keep all busy.
         copying = max(1, min(processors + (0 if staged else 2), 16))
-        return _Concurrency(copying, 512 * KIB if staged else 4 * MIB, max(copying, min(processors, _WORKERS_MAX)))
+        return _Concurrency(copying, 512 * KIB if staged else 2 * MIB, max(copying, min(processors, _WORKERS_MAX)))
     reading = max(2, min(processors, 4))
     if any(extent.path is ReadPath.DIRECT for extent in extents):
         return _Concurrency(reading, 4 * MIB, _WORKERS_MAX)
