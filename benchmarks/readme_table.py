@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ def cell(case: dict[str, Any] | None) -> str:
     return f"{spread['median']:.1f} ({spread['min']:.1f}–{spread['max']:.1f})" if spread else "–"
 
 
-def fastest_raw(cases: Cases, state: str) -> dict[str, Any] | None:
-    """The fastest raw read into fresh memory in a state."""
+def fastest_raw(cases: Cases, state: str, memory: str) -> dict[str, Any] | None:
+    """The fastest raw read in a state into ``fresh`` memory, or into memory that is ``reused``."""
     found = [
-        case for name, case in cases.items() if name.startswith("raw ") and case["state"] == state and cell(case) != "–"
+        case
+        for name, case in cases.items()
+        if name.startswith("raw ") and memory in name and case["state"] == state and cell(case) != "–"
     ]
     return max(found, key=lambda case: float(case["gigabytes_per_second"]["median"]), default=None)
 
@@ -43,7 +46,23 @@ def cpu_table() -> None:
     for label in ROWS:
         row = [cases.get(f"{label} → cpu, {state}") for state in STATES]
         print(f"| `{label}` | {' | '.join(map(cell, row))} | {left_cached(row[0])} |")
-    print(f"| fastest raw read | {' | '.join(cell(fastest_raw(cases, state)) for state in STATES)} | – |")
+    print(f"| fastest raw read | {' | '.join(cell(fastest_raw(cases, state, 'fresh')) for state in STATES)} | – |")
+
+
+def peers_table() -> None:
+    """weightlift's speed over every other loader's into the memory of the CPU."""
+    ratios = json.loads((RESULTS / "cpu.json").read_text(encoding="utf-8"))["peers"]["ratios"]
+    rows: dict[str, dict[str, str]] = {}
+    for ratio in ratios:
+        found = re.fullmatch(r"weightlift (\w+), (\S+), over (.*)", ratio["name"])
+        assert found is not None, ratio["name"]
+        path, state, other = found.groups()
+        value = ratio["value"]
+        shown = f"{value['median']:.1f} ({value['min']:.1f}–{value['max']:.1f})"
+        rows.setdefault(f"`{path}` over {other}", {})[state] = shown
+    print("| weightlift's speed over another loader's | cold | warm |\n|---|---|---|")
+    for name, states in rows.items():
+        print(f"| {name} | {states.get('cold', '–')} | {states.get('warm', '–')} |")
 
 
 def gpu_table() -> None:
@@ -60,7 +79,10 @@ def gpu_table() -> None:
         second = (found[0] or {}).get("second_gigabytes_per_second")
         shown = [cell(found[0]), cell({"gigabytes_per_second": second}), *map(cell, found[1:])]
         print(f"| {loader} | {' | '.join(shown)} | {row['worst']:.2f} |")
-    link, raw = cell(cases["warm"]["link, pinned"]), [fastest_raw(cases[state], "cold") for state in list(sections)[1:]]
+    link, raw = (
+        cell(cases["warm"]["link, pinned"]),
+        [fastest_raw(cases[state], "cold", "reused") for state in list(sections)[1:]],
+    )
     print(f"| the link; raw direct reads of the storage | {link} | {link} | {' | '.join(map(cell, raw))} | |")
     print(f"\nRounds: {rounds}")
 
@@ -68,6 +90,8 @@ def gpu_table() -> None:
 def main() -> None:
     """Print the tables."""
     cpu_table()
+    print()
+    peers_table()
     print()
     gpu_table()
 

@@ -201,6 +201,8 @@ def printable(text: str, limit: int = 120) -> str:
         text: any text, for example a tensor name out of a header nobody has checked yet.
         limit: most characters of the result.
     """
+    if len(text) <= limit and text.isprintable():
+        return text
     head, tail = limit * 2 // 3, limit // 4
     shown = text if len(text) <= limit else f"{text[:head]}…{text[-tail:]}"
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in shown)

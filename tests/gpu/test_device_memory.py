@@ -104,3 +104,19 @@ def test_short_memory_goes_torchs_own_way(monkeypatch: pytest.MonkeyPatch) -> No
     assert not calls
     memory.allocate(torch.uint8, (900,))
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("free", "held", "expected"),
+    [(1 << 40, 0, [256 << 20]), (1 << 40, (256 << 20) - 1, [256 << 20]), (1 << 40, 256 << 20, []), (700 << 20, 0, [])],
+    ids=["nothing held", "too little held", "enough held", "too little free"],
+)
+def test_one_large_piece_is_asked_for_where_it_is_new(
+    monkeypatch: pytest.MonkeyPatch, free: int, held: int, expected: list[int]
+) -> None:
+    memory, quick = TorchMemory(torch, "cpu", 0, free), quick_tensors(torch)
+    asked: list[int] = []
+    monkeypatch.setattr(memory, "reusable_bytes", lambda: held)
+    monkeypatch.setattr(quick, "empty", lambda _dtype, shape, *_: asked.append(shape[0]))
+    memory.expect(256 << 20)
+    assert [nbytes >> 20 << 20 for nbytes in asked] == [nbytes + (1 << 20) for nbytes in expected]
