@@ -55,6 +55,7 @@ bench: $(VENV)/installed
 # The doctrees lie beside the pages, so that what is published holds nothing but pages.
 docs: $(VENV_DOCS)/installed
 	$(VENV_DOCS)/bin/python tools/reference_docs.py --check
+	$(VENV_DOCS)/bin/python benchmarks/page.py --check
 	$(VENV_DOCS)/bin/python -m sphinx --quiet --fail-on-warning --keep-going -d build/doctrees docs build/docs
 	@echo "the documentation is in build/docs/index.html"
 

@@ -5,6 +5,7 @@ Checksums are taken from the files by a reader of its own, so that no loader vou
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from typing import TYPE_CHECKING
@@ -76,6 +77,44 @@ def sparse(folder: Path, scratch: Path, specs: Sequence[TensorSpec], name: str) 
 
     path = write_checkpoint(folder / f"{name}.safetensors", specs, sparse=True)
     return existing(path, scratch, digests=False)
+
+
+def sharded(
+    folder: Path, scratch: Path, counts: Sequence[int], shard_bytes: int, *, sparse: bool
+) -> dict[int, Checkpoint]:
+    """Llama-shaped checkpoints by the number of their shards; the first shards of a larger one are a smaller one.
+
+    The shards are hard links, so that all sizes together take no more room than the largest.
+    """
+    from weightlift.testing import llama_specs, write_checkpoint
+
+    kind = "sparse" if sparse else "written"
+    pool = folder / f"{kind}-shards"
+    pool.mkdir()
+    for number in range(max(counts)):
+        specs = [dataclasses.replace(spec, name=f"part.{number}.{spec.name}") for spec in llama_specs(shard_bytes)]
+        write_checkpoint(pool / f"part-{number:03}.safetensors", specs, seed=number, sparse=sparse)
+    shards = sorted(pool.iterdir())
+    made = {}
+    for count in counts:
+        part = folder / f"{kind}-{count}"
+        part.mkdir()
+        for shard in shards[:count]:
+            os.link(shard, part / shard.name)
+        made[count] = existing(part, scratch, digests=not sparse)
+    return made
+
+
+def divided(folder: Path, scratch: Path, nbytes: int, count: int) -> Checkpoint:
+    """Write one file with so many bytes in so many tensors of the same size, give or take one element."""
+    from weightlift.testing import TensorSpec, write_checkpoint
+
+    elements, more = divmod(nbytes // 2, count)
+    specs = [
+        TensorSpec(f"model.layers.{number // 100}.experts.{number % 100}.weight", "BF16", (elements + (number < more),))
+        for number in range(count)
+    ]
+    return existing(write_checkpoint(folder / f"divided-{count}.safetensors", specs), scratch)
 
 
 def _ranges(file: Path) -> Iterator[tuple[str, int, int]]:

@@ -65,6 +65,8 @@ class Contestant:
         python: the interpreter that has it installed.
         import_from: folders that come first on its import path.
         mapped: it hands out mappings, so that time is also taken with every page touched.
+        touch: through what every page of a mapping is touched: the ``tensors``, one by one, or the ``mappings`` of the
+            files, which costs the same however many tensors there are.
         delivers: it hands out tensors, whose bytes are checked and are no overhead.
         command: for a program: its command line, which ends in one JSON object on standard output.
         prefix: words put before the worker's command line, as those that enter a control group.
@@ -76,6 +78,7 @@ class Contestant:
     python: str = sys.executable
     import_from: tuple[str, ...] = ()
     mapped: bool = False
+    touch: str = "tensors"
     delivers: bool = True
     command: tuple[str, ...] = ()
     prefix: tuple[str, ...] = ()
@@ -200,7 +203,7 @@ def _measure_worker(case: Case, check_all: bool) -> Run:
         "import_from": contestant.import_from,
         "path": checkpoint.path,
         "files": checkpoint.files,
-        "touch": contestant.mapped,
+        "touch": contestant.touch if contestant.mapped else "",
         "loads": case.loads,
         "busy_thread": case.beside == "thread",
         "digests": checkpoint.digests if contestant.delivers else None,

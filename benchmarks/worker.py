@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     Tensors = Mapping[str, Any]
     Load = Callable[[], Any]
@@ -162,6 +162,18 @@ def mapped_parts(path: str) -> Tensors:
     return found
 
 
+def mapped_files(files: Iterable[str]) -> Tensors:
+    """Everything that this process has mapped of some files.
+
+    Raises:
+        RuntimeError: nothing of a file is mapped.
+    """
+    found: dict[str, Any] = {}
+    for file in files:
+        found.update(mapped_parts(file) or fail(f"nothing of {file} is mapped"))
+    return found
+
+
 CHANNEL = os.dup(1)
 ADAPTERS: dict[str, Callable[[Mapping[str, Any]], Load]] = {
     adapter.__name__: adapter
@@ -179,7 +191,7 @@ ADAPTERS: dict[str, Callable[[Mapping[str, Any]], Load]] = {
 }
 
 
-def fail(message: str) -> int:
+def fail(message: str) -> Any:
     """Raise where an expression is wanted."""
     raise RuntimeError(message)
 
@@ -268,7 +280,7 @@ def main() -> None:
         seconds.append(time.perf_counter() - start)
     touched = None
     if request.get("touch"):
-        touch(result)
+        touch(mapped_files(request["files"]) if request["touch"] == "mappings" else result)
         touched = time.perf_counter() - start
     say("loaded", seconds=seconds[-1], first_seconds=seconds[0], touched_seconds=touched, **distil(result))
     hear("check")

@@ -1,0 +1,252 @@
+"""The page of published figures, ``docs/benchmarks.md``, and the results in the README, from ``benchmarks/results``.
+
+``python benchmarks/page.py`` writes both; ``--check`` writes nothing and fails where one is not what the results say.
+No figure is typed by hand, what was missed stands first, and what was not measured is said too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import page_parts
+import readme_table
+from page_parts import Known
+from page_tables import Part, cells, escaped, table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    Results = Mapping[str, Mapping[str, Any]]
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+RESULTS: Final = ROOT / "benchmarks" / "results"
+PAGE: Final = ROOT / "docs" / "benchmarks.md"
+README: Final = ROOT / "README.md"
+MARK: Final = "<!-- {edge} of what benchmarks/page.py writes: {name} -->"
+
+INTRODUCTION: Final = """\
+# Benchmarks
+
+<!-- written by benchmarks/page.py -->
+
+Every figure on this page is read from a file under `benchmarks/results`, written by the script that is named with it.
+[How the figures are taken](benchmarks-method.md) explains the method. In short: a fresh process per run; the state of
+the page cache is verified before each; cases alternate in rounds; medians are given with the smallest and the largest
+value; a ratio is taken within a round; the worst run decides a limit. *cold* means that nothing of the file is in the
+page cache, *warm* that all of it is, *half-warm* every second 16 MiB. The device `null` reads and discards. Mapped
+tensors count once every page of them was touched."""
+
+NEVER: Final = """\
+No figure on this page comes from:
+
+- AMD cards, Intel and Apple devices, machines whose cards share the processor's memory
+- macOS and Windows
+- network file systems, and several machines at once
+- machines with several memory nodes
+- disks and machines other than those named with each figure"""
+
+KNOWN: Final[dict[str, Known]] = {
+    "cpu": Known(
+        "Into CPU memory",
+        "benchmarks/cpu.py",
+        "every read path into CPU memory",
+        page_parts.by_sections,
+        {
+            "raw": "raw reads of the disk",
+            "paths": "every read path",
+            "large": "a file of twice the size",
+            "peers": "other loaders",
+            "busy": "beside a Python thread that computes",
+            "budgets": "what a small budget costs",
+            "residue": "what stays in the page cache",
+            "small": "220,000 small tensors",
+        },
+    ),
+    "gpu": Known(
+        "Onto a GPU",
+        "benchmarks/gpu.py",
+        "loads onto a GPU",
+        page_parts.gpu,
+        {
+            "warm": "from the page cache",
+            "cold": "from a loop device over memory",
+            "half-warm": "every second 16 MiB cached",
+            "busy": "beside a Python thread that computes",
+            "budgets": "small budgets",
+            "shapes": "quantised models and very many tensors",
+            "disk": "the machine's own disk",
+            "concurrency": "workers and chunk sizes",
+        },
+        ("gpu.svg", "How near to the ceiling every loader comes, by state"),
+    ),
+    "scaling": Known(
+        "How loads grow",
+        "benchmarks/scaling.py",
+        "time and memory over bytes, tensors, workers and budgets",
+        page_parts.by_sections,
+        {
+            "bytes": "1 to 64 GB",
+            "tensors": "1 to 220,000 tensors",
+            "workers": "1 to 32 reading threads",
+            "budgets": "8 MiB to 1 GiB of host memory",
+        },
+        ("scaling.svg", "Time and memory over bytes, tensors, workers and budgets"),
+    ),
+    "giant": Known(
+        "141 GB inside 512 MiB", "benchmarks/giant.py", "anonymous memory of a sparse 70B model", page_parts.giant
+    ),
+    "bug": Known(
+        "More than there is memory for",
+        "benchmarks/bug.py",
+        "a checkpoint twice as large as the memory allowed",
+        page_parts.bug,
+        picture=("bug.svg", "Memory of a control group while a checkpoint twice its size is loaded in several ways"),
+    ),
+    "gguf": Known(
+        "GGUF",
+        "benchmarks/gguf_files.py",
+        "GGUF files",
+        page_parts.gguf,
+        {"opening": "a large vocabulary", "reading": "every path, beside safetensors"},
+    ),
+    "llama_cpp": Known(
+        "Beside llama.cpp", "benchmarks/llama_cpp.py", "llama.cpp's load modes on the same file", page_parts.llama_cpp
+    ),
+    "calls": Known(
+        "Single calls of the safetensors face", "benchmarks/calls.py", "calls through the face", page_parts.calls
+    ),
+    "integrations": Known(
+        "Under transformers and ExLlamaV2",
+        "benchmarks/integrations.py --output benchmarks/results/integrations.json",
+        "load times of a framework with weightlift underneath",
+        page_parts.other,
+    ),
+    "busy-16-processors": Known(
+        "Beside a busy thread, on 16 processors",
+        "benchmarks/cpu.py --only busy",
+        "the interpreter lock on a larger machine",
+        page_parts.by_sections,
+    ),
+    "guard": Known("Guard", "benchmarks/guard.py", "another program beside a catastrophe", page_parts.guard),
+    "warm": Known("Filling the page cache", "benchmarks/warm.py", "ways to fill the page cache", page_parts.warm),
+    "monitoring": Known("What watching costs", "benchmarks/monitoring.py", "watching a load", page_parts.monitoring),
+    "doctor": Known("How long doctor takes", "benchmarks/doctor.py", "the command doctor", page_parts.doctor),
+    "endurance": Known(
+        "Many loads in one process", "benchmarks/endurance.py", "what loads leave", page_parts.endurance
+    ),
+}
+"""Every results file that a script in the tree writes, in the page's order."""
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """Every results file by its name, those first that have a place on the page."""
+    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+    return {
+        name: found[name] for name in (*(name for name in KNOWN if name in found), *sorted(set(found) - set(KNOWN)))
+    }
+
+
+def page(results: Results, pictures: Path) -> str:
+    """The whole page."""
+    parts = {
+        name: KNOWN[name].render(result) if name in KNOWN else page_parts.other(result)
+        for name, result in results.items()
+    }
+    text = [INTRODUCTION, "## Targets, and which were missed", *reached(parts)]
+    for name, part in parts.items():
+        known = KNOWN.get(name)
+        text.append(f"## {known.title if known else escaped(name)}")
+        text.append(f"`benchmarks/results/{name}.json`" + (f": {known.question}." if known else "."))
+        if known and known.picture[0] and (pictures / known.picture[0]).exists():
+            text.append(f"![{known.picture[1]}](pictures/{known.picture[0]})")
+        text += part.text
+    text += ["## Not measured", *not_measured(results)]
+    return "\n\n".join(text) + "\n"
+
+
+def title(name: str) -> str:
+    """A results file as the page calls it."""
+    return KNOWN[name].title if name in KNOWN else escaped(name)
+
+
+def reached(parts: Mapping[str, Part]) -> Iterator[str]:
+    """How many targets each file has and reached, and every one that was missed."""
+    rows, missed = [], []
+    for name, part in parts.items():
+        judged = [target.reached for target in part.targets if target.wanted]
+        if judged:
+            rows.append((title(name), judged.count(True), judged.count(False), judged.count(None)))
+            missed += [
+                (title(name), *cells(target)[:3])
+                for target in part.targets
+                if target.wanted and target.reached is False
+            ]
+    everything = [sum(column) for column in zip(*(row[1:] for row in rows), strict=True)] or [0, 0, 0]
+    yield f"Of {sum(everything)} targets {everything[0]} were reached and {everything[1]} missed."
+    yield table(("figures", "reached", "missed", "no figure"), rows)
+    yield "Missed:" if missed else "None was missed."
+    if missed:
+        yield table(("figures", "claim", "measured", "target"), missed)
+
+
+def not_measured(results: Results) -> Iterator[str]:
+    """Results files and sections that are not there, with the command that would write them."""
+    lines = []
+    for name, known in KNOWN.items():
+        if name not in results:
+            lines.append(f"- {known.question}: `python {known.command}`")
+            continue
+        for section, question in known.sections.items():
+            if section not in results[name]:
+                lines.append(f"- {known.title}, {question}: `python {known.command} --only {section}`")
+    sections = [section for section in results.get("gpu", {}).values() if isinstance(section, dict)]
+    if not any(len(section["taken"]["gpus"]) > 1 for section in sections if "taken" in section):
+        lines.append("- two cards at once: `python benchmarks/gpu.py --devices cuda:0,cuda:1`")
+    if lines:
+        yield "There are scripts for these, whose results are not in the tree:"
+        yield "\n".join(lines)
+    yield NEVER
+
+
+def readme(text: str, results: Results) -> str:
+    """The README with its results as they are now.
+
+    Raises:
+        ValueError: a mark is missing.
+    """
+    for name, (source, write) in readme_table.BLOCKS.items():
+        first, last = (MARK.format(edge=edge, name=name) for edge in ("start", "end"))
+        before, found, rest = text.partition(first)
+        _, ended, after = rest.partition(last)
+        if not found or not ended:
+            raise ValueError(f"the README has no `{first}` and `{last}`")
+        text = f"{before}{first}\n{write(results[source])}\n{last}{after}"
+    return text
+
+
+def main() -> int:
+    """Write page and README, or say which is out of date."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where something is out of date")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the folder with the results")
+    parser.add_argument("--output", type=Path, help="write the page alone, to this file")
+    chosen = parser.parse_args()
+    results = read(chosen.results)
+    wanted = {chosen.output or PAGE: page(results, PAGE.parent / "pictures")}
+    if chosen.output is None:
+        wanted[README] = readme(README.read_text(encoding="utf-8"), results)
+    outdated = [path for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    for path in outdated:
+        if chosen.check:
+            print(f"{path.name} is not what the results say: run benchmarks/page.py")
+        else:
+            path.write_text(wanted[path], encoding="utf-8")
+    return 1 if outdated and chosen.check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
