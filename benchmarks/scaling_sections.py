@@ -14,7 +14,7 @@ from harness import MIB, SPARE_BYTES, Case, Checkpoint, Contestant
 from states import CacheState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
 COLD, WARM = CacheState.COLD, CacheState.WARM
 DEFAULT_BUDGET_BYTES = 128 * MIB
@@ -142,6 +142,7 @@ def ours(
     if options["device"] != "null":
         options["framework"] = context.framework
     case = sections.load(f"{series}, {state}, {at}", checkpoint, state, **options)
+    case = dataclasses.replace(case, contestant=dataclasses.replace(case.contestant, touch="mappings"))
     # What is read past the page cache, or out of it, takes memory for tensors of the caller's alone.
     if state is COLD and options["method"] != "mmap":
         owned = checkpoint.tensor_bytes if options["device"] != "null" else 0
@@ -164,8 +165,7 @@ def over_bytes(context: Context) -> Scale:
     points = []
     for count, checkpoint in context.checkpoints["sparse"].items():
         nbytes = count * context.sizes.shard_bytes
-        words = {"series": SPARSE, "x": nbytes, "at": label(nbytes)}
-        points.append(ours(context, "direct → null", checkpoint, COLD, **words))
+        points.append(ours(context, "direct → null", checkpoint, COLD, series=SPARSE, x=nbytes, at=label(nbytes)))
     for count, checkpoint in context.checkpoints["written"].items():
         nbytes = count * context.sizes.shard_bytes
         points += [
@@ -194,7 +194,7 @@ def over_tensors(context: Context) -> Scale:
     """Growing in tensors at the same bytes, warm."""
     points = []
     for count, checkpoint in context.checkpoints["divided"].items():
-        at = f"{count:,} tensors"
+        at = f"{count:,} tensor{'s' if count > 1 else ''}"
         points += [
             ours(context, path, checkpoint, WARM, series=path, x=count, at=at) for path in ("auto → cpu", "mmap → cpu")
         ]
@@ -222,7 +222,16 @@ def over_workers(context: Context) -> Scale:
     points, ratios = [], []
     for path, state in OVER_WORKERS:
         fixed = [
-            ours(context, path, checkpoint, state, series=path, x=count, at=f"{count} workers", workers=count)
+            ours(
+                context,
+                path,
+                checkpoint,
+                state,
+                series=path,
+                x=count,
+                at=f"{count} worker{'s' if count > 1 else ''}",
+                workers=count,
+            )
             for count in context.sizes.workers
         ]
         found = ours(context, path, checkpoint, state, series=f"{path}, found", x=0, at="as found while loading")
@@ -250,7 +259,7 @@ def over_budgets(context: Context) -> Scale:
     return Scale(axis="budgets", points=tuple(points), ratios=tuple(ratios), limits=tuple(limits))
 
 
-SECTIONS: Mapping[str, tuple[Callable[[Context], Scale], Iterable[str]]] = {
+SECTIONS: Mapping[str, tuple[Callable[[Context], Scale], Sequence[str]]] = {
     "bytes": (over_bytes, ("sparse", "written")),
     "tensors": (over_tensors, ("divided",)),
     "workers": (over_workers, ("main",)),

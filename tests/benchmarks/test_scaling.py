@@ -26,7 +26,8 @@ def quick(forgetful_folder: Path, tmp_path_factory: pytest.TempPathFactory, run_
     """Results of the smoke run, its sections taken one after the other into one file."""
     output = tmp_path_factory.mktemp("results") / "scaling.json"
     for only in ("bytes,tensors", "workers,budgets"):
-        done = run_script("scaling.py", "--quick", "--folder", forgetful_folder, "--only", only, "--output", output)
+        words = ("--framework", "numpy", "--folder", forgetful_folder, "--only", only, "--output", output)
+        done = run_script("scaling.py", "--quick", *words)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     assert not list(forgetful_folder.iterdir()), "checkpoints were left behind"
     found: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
