@@ -24,11 +24,11 @@ RESULTS: Final = ROOT / "results" / "scaling.json"
 PICTURE: Final = ROOT.parent / "docs" / "pictures" / "scaling.svg"
 
 WIDTH: Final = 1000
-HEIGHT: Final = 536
+HEIGHT: Final = 560
 GUTTER: Final = 48
 RIGHT: Final = 14
-UPPER: Final = (140, 150)
-LOWER: Final = (344, 140)
+UPPER: Final = (164, 152)
+LOWER: Final = (371, 140)
 """Top and height of either row of panels."""
 
 MIB: Final = 1 << 20
@@ -37,13 +37,15 @@ MEMORY_MIB: Final = (1.0, 1024.0)
 TICK_PIXELS: Final = 27
 PARTS_OF_A_DECADE: Final = ((1,), (1, 3), (1, 2, 5))
 
+SPARSE: Final = "direct → null, sparse"
 LINES: Final = {
     "direct → null": ("direct", "direct, read and discarded"),
-    "direct → null, sparse": ("sparse", "the same, sparse file: no storage"),
+    "direct → null, sparse": ("sparse", "the same, from a sparse file"),
+    "direct → null, sparse, 4 workers": ("fixed", "sparse, always 4 workers"),
     "buffered → null": ("buffered", "buffered, read and discarded"),
     "auto → cpu": ("auto", "auto, into CPU memory"),
-    "mmap → cpu": ("mmap", "mmap, every page touched"),
-    "safetensors → cpu": ("stock", "safetensors, every page touched"),
+    "mmap → cpu": ("mmap", "mmap, pages touched"),
+    "safetensors → cpu": ("stock", "safetensors, pages touched"),
 }
 """Class and words of every line, by its series."""
 
@@ -54,13 +56,16 @@ text { fill: #5c606b; stroke: none; } .ground { fill: #ffffff; } .panel { fill: 
 .grid { stroke: #e3e0d8; } .guide { stroke: #8b8f99; stroke-dasharray: 2 4; fill: none; }
 .budget { stroke: #1c1d21; stroke-dasharray: 5 4; fill: none; }
 .line { fill: none; stroke-width: 2; } .dot { stroke-width: 1.5; } .whisker { stroke-width: 1.2; }
-.sparse .line { stroke-dasharray: 4 3; } .sparse .dot { fill: #ffffff; }
+.sparse .line, .fixed .line { stroke-dasharray: 4 3; } .sparse .dot, .fixed .dot { fill: #ffffff; }
+.fixed { stroke: #a58a1c; fill: #a58a1c; }
 .direct, .sparse { stroke: #d9652b; fill: #d9652b; } .buffered { stroke: #2f8f5b; fill: #2f8f5b; }
 .auto { stroke: #2f6fb5; fill: #2f6fb5; } .mmap { stroke: #8a55b0; fill: #8a55b0; }
 .stock { stroke: #777b85; fill: #777b85; }
 @media (prefers-color-scheme: dark) {
   text { fill: #9aa0ad; } .ground { fill: #0d1117; } .panel { fill: #1a1e26; } .title, .head { fill: #e9eaee; }
-  .grid { stroke: #2b303a; } .guide { stroke: #787e8a; } .budget { stroke: #e9eaee; } .sparse .dot { fill: #0d1117; }
+  .grid { stroke: #2b303a; } .guide { stroke: #787e8a; } .budget { stroke: #e9eaee; }
+  .sparse .dot, .fixed .dot { fill: #0d1117; }
+  .fixed { stroke: #d3b94a; fill: #d3b94a; }
   .direct, .sparse { stroke: #f07f45; fill: #f07f45; } .buffered { stroke: #58bd86; fill: #58bd86; }
   .auto { stroke: #69a7ea; fill: #69a7ea; } .mmap { stroke: #b98ade; fill: #b98ade; }
   .stock { stroke: #a0a5b0; fill: #a0a5b0; }
@@ -205,15 +210,15 @@ def draw(results: Mapping[str, Any]) -> str:
             f'<style>{STYLE}</style><rect class="ground" width="{WIDTH}" height="{HEIGHT}"/>'
         ),
         f'<text class="head" x="{GUTTER}" y="28">How loads grow</text>',
-        f'<text x="{GUTTER + 140}" y="28">{html.escape(caption(present))}</text>',
+        f'<text x="{GUTTER}" y="48">{html.escape(caption(present))}</text>',
         *legend(present),
     ]
     width = (WIDTH - RIGHT) / len(COLUMNS) - GUTTER
     for number, (name, column) in enumerate(COLUMNS.items()):
         left = GUTTER + number * (width + GUTTER)
-        words.append(f'<text class="title" x="{left:.1f}" y="112">{column.title}</text>')
-        words.append(f'<text x="{left:.1f}" y="128">{column.state}</text>')
-        words.append(f'<text x="{left:.1f}" y="336">MiB beside the tensors, at most</text>')
+        words.append(f'<text class="title" x="{left:.1f}" y="136">{column.title}</text>')
+        words.append(f'<text x="{left:.1f}" y="152">{column.state}</text>')
+        words.append(f'<text x="{left:.1f}" y="362">MiB beside the tensors, at most</text>')
         if name in results:
             words += panels(name, column, results[name]["cases"], left, left + width)
     return "\n".join([*words, "</svg>\n"])
@@ -237,16 +242,15 @@ def caption(present: Sequence[Mapping[str, Any]]) -> str:
 def legend(present: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Every line that is drawn."""
     drawn = {case["series"] for section in present for case in section["cases"]}
-    entries = [entry for series, entry in LINES.items() if series in drawn]
+    entries = [(f'<g class="{kind}">', words) for series, (kind, words) in LINES.items() if series in drawn]
+    entries += [("budget", "the budget"), ("guide", "in proportion to bytes")]
     for number, (kind, words) in enumerate(entries):
-        x, y = GUTTER + 240 * (number % 3), 52 + 20 * (number // 3)
-        yield (
-            f'<g class="{kind}"><path class="line" d="M{x} {y}h24"/>'
-            f'<circle class="dot" cx="{x + 12}" cy="{y}" r="3.5"/></g><text x="{x + 32}" y="{y + 4}">{words}</text>'
-        )
-    x = GUTTER + 720
-    yield f'<path class="budget" d="M{x} 52h24"/><text x="{x + 32}" y="56">the budget</text>'
-    yield f'<path class="guide" d="M{x} 72h24"/><text x="{x + 32}" y="76">in proportion to bytes</text>'
+        x, y = GUTTER + 310 * (number % 3), 70 + 18 * (number // 3)
+        if kind.startswith("<"):
+            yield f'{kind}<path class="line" d="M{x} {y}h24"/><circle class="dot" cx="{x + 12}" cy="{y}" r="3.5"/></g>'
+        else:
+            yield f'<path class="{kind}" d="M{x} {y}h24"/>'
+        yield f'<text x="{x + 32}" y="{y + 4}">{words}</text>'
 
 
 def panels(name: str, column: Column, cases: Sequence[Case], left: float, right: float) -> Iterator[str]:
@@ -295,7 +299,9 @@ def frame(left: float, right: float, row: tuple[int, int], axis: Axis, ticks: Se
 
 def proportion(cases: Sequence[Case]) -> Sequence[tuple[int, float]]:
     """What time in proportion to bytes would be, from the smallest sparse file to the largest; nothing without them."""
-    known = sorted((case for case in cases if case["sparse"] and seconds(case)), key=lambda case: int(case["x"]))
+    known = sorted(
+        (case for case in cases if case["series"] == SPARSE and seconds(case)), key=lambda case: int(case["x"])
+    )
     if len(known) < 2:
         return ()
     first, last = known[0]["x"], known[-1]["x"]

@@ -28,6 +28,9 @@ PATHS: Mapping[str, Mapping[str, Any]] = {
 }
 STOCK = "safetensors → cpu"
 SPARSE = "direct → null, sparse"
+FIXED_WORKERS = 4
+FIXED = f"{SPARSE}, {FIXED_WORKERS} workers"
+"""While concurrency is being found, a longer load comes to use more of its slots; a fixed one shows what else grows."""
 OVER_WORKERS = (("direct → null", COLD), ("buffered → null", WARM), ("auto → cpu", COLD))
 
 
@@ -147,7 +150,7 @@ def ours(
     if state is COLD and options["method"] != "mmap":
         owned = checkpoint.tensor_bytes if options["device"] != "null" else 0
         case = dataclasses.replace(case, memory_bytes=owned + SPARE_BYTES)
-    return Point(series=series, x=x, case=case, sparse=series == SPARSE)
+    return Point(series=series, x=x, case=case, sparse=series in (SPARSE, FIXED))
 
 
 def stock(checkpoint: Checkpoint, state: CacheState, *, x: int, at: str) -> Point:
@@ -162,10 +165,13 @@ def over_bytes(context: Context) -> Scale:
 
     A sparse file has no storage behind it: its time is that of everything but storage.
     """
-    points = []
+    points: list[Point] = []
     for count, checkpoint in context.checkpoints["sparse"].items():
         nbytes = count * context.sizes.shard_bytes
-        points.append(ours(context, "direct → null", checkpoint, COLD, series=SPARSE, x=nbytes, at=label(nbytes)))
+        points += [
+            ours(context, "direct → null", checkpoint, COLD, series=series, x=nbytes, at=label(nbytes), **more)
+            for series, more in ((SPARSE, {}), (FIXED, {"workers": FIXED_WORKERS}))
+        ]
     for count, checkpoint in context.checkpoints["written"].items():
         nbytes = count * context.sizes.shard_bytes
         points += [
@@ -181,18 +187,19 @@ def over_bytes(context: Context) -> Scale:
         if point.series != STOCK
     ]
     ratios, grown = [], {}
-    for series in (SPARSE, "direct → null", "auto → cpu"):
+    for series in (SPARSE, FIXED, "direct → null", "auto → cpu"):
         line = scale.line(series)
         least, most = line[0], line[-1]
         ratios.append(Ratio(name=f"{most}: speed over that at the least", over=(most,), under=(least,), at_least=0.9))
-        grown[f"{series}, {GROWTH}"] = (least, most)
+        if series in (FIXED, "auto → cpu"):
+            grown[f"{series}, {GROWTH}"] = (least, most)
     limits += [Limit(case=name, figure="extra_anonymous_bytes", at_most=GROWTH_BYTES_MAX) for name in grown]
     return dataclasses.replace(scale, ratios=tuple(ratios), limits=tuple(limits), grown=grown)
 
 
 def over_tensors(context: Context) -> Scale:
     """Growing in tensors at the same bytes, warm."""
-    points = []
+    points: list[Point] = []
     for count, checkpoint in context.checkpoints["divided"].items():
         at = f"{count:,} tensor{'s' if count > 1 else ''}"
         points += [
