@@ -111,6 +111,7 @@ class Column:
         quantity: words for a value of the growing quantity.
         short: words for it below its tick.
         unit: what the short words count.
+        held: what the memory below is of.
     """
 
     title: str
@@ -119,6 +120,7 @@ class Column:
     quantity: Callable[[int], str]
     short: Callable[[int], str]
     unit: str
+    held: str = "MiB beside the tensors, at most"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -149,7 +151,13 @@ COLUMNS: Final = {
         "Seconds over bytes", "cold", False, bytes_words, lambda count: f"{count / 1e9:g}", "GB in shards of one size"
     ),
     "tensors": Column(
-        "Seconds over tensors", "warm", False, lambda count: f"{count:,} tensors", thousands, "tensors, same bytes"
+        "Seconds over tensors",
+        "warm",
+        False,
+        lambda count: f"{count:,} tensors",
+        thousands,
+        "tensors, same bytes",
+        "MiB with Python's objects",
     ),
     "workers": Column(
         "GB/s over workers", "cold; buffered warm", True, lambda count: f"{count} workers", str, "reading threads"
@@ -218,7 +226,7 @@ def draw(results: Mapping[str, Any]) -> str:
         left = GUTTER + number * (width + GUTTER)
         words.append(f'<text class="title" x="{left:.1f}" y="136">{column.title}</text>')
         words.append(f'<text x="{left:.1f}" y="152">{column.state}</text>')
-        words.append(f'<text x="{left:.1f}" y="362">MiB beside the tensors, at most</text>')
+        words.append(f'<text x="{left:.1f}" y="362">{column.held}</text>')
         if name in results:
             words += panels(name, column, results[name]["cases"], left, left + width)
     return "\n".join([*words, "</svg>\n"])
@@ -281,7 +289,8 @@ def panels(name: str, column: Column, cases: Sequence[Case], left: float, right:
     low_top, low_height = LOWER
     lower = Axis(*MEMORY_MIB, low_top + low_height - 6, low_top + 6)
     yield from frame(left, right, LOWER, lower, (1, 8, 64, 512))
-    yield budget(name, quantities, across, lower)
+    if name != "tensors":
+        yield budget(name, quantities, across, lower)
     yield from lines(column, drawn, Figure("MiB", memory), across, lower)
     yield from below(column, quantities, across, low_top + low_height + 16)
     yield f'<text x="{left:.1f}" y="{low_top + low_height + 34}">{column.unit}</text>'
