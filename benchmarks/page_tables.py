@@ -188,7 +188,7 @@ def taken(record: Mapping[str, Any]) -> str:
         f"Python {record['python']}, {escaped(versions)}; {commit}{changed}.",
     ]
     if record.get("rounds"):
-        lines.append(f"{record['rounds']} rounds.")
+        lines.append(f"{record['rounds']} round{'s' if record['rounds'] > 1 else ''}.")
     if loads:
         busy = loads[0] > record["usable_processors"]
         lines.append(

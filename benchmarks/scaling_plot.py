@@ -240,10 +240,12 @@ def caption(present: Sequence[Mapping[str, Any]]) -> str:
     if taken.get("quick"):
         return "a smoke run: these figures mean nothing"
     memory_bytes = (taken["memory_bytes"] or 0) / 1e9
+    count = taken["rounds"]
+    runs = f"medians of {count} runs, bars from the least to the most" if count > 1 else "one run each"
     where = "a disk made of memory" if taken["storage"]["loop_over"] == "tmpfs" else taken["storage"]["file_system"]
     return (
         f"{taken['processor']}, {taken['usable_processors']} processors, {memory_bytes:.0f} GB, {where}; "
-        f"medians of {taken['rounds']} runs, bars from the least to the most; {taken['date'][:10]}"
+        f"{runs}; {taken['date'][:10]}"
     )
 
 
