@@ -53,7 +53,7 @@ STYLE: Final = """
 text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; font-size: 12px; }
 text { fill: #5c606b; stroke: none; } .ground { fill: #ffffff; } .panel { fill: #f6f5f1; }
 .title, .head { font-weight: 650; fill: #1c1d21; } .title { font-size: 13.5px; } .head { font-size: 17px; }
-.grid { stroke: #e3e0d8; } .guide { stroke: #8b8f99; stroke-dasharray: 2 4; fill: none; }
+.grid { stroke: #e3e0d8; } .guide { stroke: #5c606b; stroke-dasharray: 2 3; stroke-width: 1.4; fill: none; }
 .budget { stroke: #1c1d21; stroke-dasharray: 5 4; fill: none; }
 .line { fill: none; stroke-width: 2; } .dot { stroke-width: 1.5; } .whisker { stroke-width: 1.2; }
 .sparse .line, .fixed .line { stroke-dasharray: 4 3; } .sparse .dot, .fixed .dot { fill: #ffffff; }
@@ -63,7 +63,7 @@ text { fill: #5c606b; stroke: none; } .ground { fill: #ffffff; } .panel { fill: 
 .stock { stroke: #777b85; fill: #777b85; }
 @media (prefers-color-scheme: dark) {
   text { fill: #9aa0ad; } .ground { fill: #0d1117; } .panel { fill: #1a1e26; } .title, .head { fill: #e9eaee; }
-  .grid { stroke: #2b303a; } .guide { stroke: #787e8a; } .budget { stroke: #e9eaee; }
+  .grid { stroke: #2b303a; } .guide { stroke: #b4b9c4; } .budget { stroke: #e9eaee; }
   .sparse .dot, .fixed .dot { fill: #0d1117; }
   .fixed { stroke: #d3b94a; fill: #d3b94a; }
   .direct, .sparse { stroke: #f07f45; fill: #f07f45; } .buffered { stroke: #58bd86; fill: #58bd86; }
