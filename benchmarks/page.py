@@ -135,11 +135,14 @@ KNOWN: Final[dict[str, Known]] = {
     "warm": Known("Filling the page cache", "benchmarks/warm.py", "ways to fill the page cache", page_parts.warm),
     "monitoring": Known("What watching costs", "benchmarks/monitoring.py", "watching a load", page_parts.monitoring),
     "doctor": Known("How long doctor takes", "benchmarks/doctor.py", "the command doctor", page_parts.doctor),
+    "fuzz": Known("Fuzzing", "", "random and mutated input for every reader of files", page_parts.fuzz),
+    "coverage": Known("Coverage of the tests", "", "statements and branches that the tests reach", page_parts.other),
+    "mutation": Known("Mutations", "", "changes of the code that the tests notice", page_parts.other),
     "endurance": Known(
         "Many loads in one process", "benchmarks/endurance.py", "what loads leave", page_parts.endurance
     ),
 }
-"""Every results file that a script in the tree writes, in the page's order."""
+"""Every results file that there should be, in the page's order; without a command it is not a benchmark's."""
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -198,7 +201,7 @@ def not_measured(results: Results) -> Iterator[str]:
     lines = []
     for name, known in KNOWN.items():
         if name not in results:
-            lines.append(f"- {known.question}: `python {known.command}`")
+            lines.append(f"- {known.question}" + (f": `python {known.command}`" if known.command else ""))
             continue
         for section, question in known.sections.items():
             if section not in results[name]:
@@ -207,7 +210,7 @@ def not_measured(results: Results) -> Iterator[str]:
     if not any(len(section["taken"]["gpus"]) > 1 for section in sections if "taken" in section):
         lines.append("- two cards at once: `python benchmarks/gpu.py --devices cuda:0,cuda:1`")
     if lines:
-        yield "There are scripts for these, whose results are not in the tree:"
+        yield "These have no results in the tree:"
         yield "\n".join(lines)
     yield NEVER
 

@@ -311,6 +311,25 @@ def endurance(result: Result) -> Part:
     return part
 
 
+def fuzz(result: Result) -> Part:
+    """Executions and findings of every fuzzer."""
+    lines = [
+        (
+            escaped(name),
+            run["date"][:10],
+            f"`{' '.join(run['command'])}`",
+            f"{target['executions']:,}",
+            f"{target['seconds']:.0f}",
+            target["coverage"],
+            len(target["findings"]),
+        )
+        for run in result["runs"]
+        for name, target in run["targets"].items()
+    ]
+    headings = ("what is fuzzed", "date", "command", "executions", "seconds", "coverage counters", "findings")
+    return Part([table(headings, lines)])
+
+
 def other(result: Result) -> Part:
     """A file without a part of its own."""
     if any(isinstance(section, dict) and "cases" in section and "title" in section for section in result.values()):

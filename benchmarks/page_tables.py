@@ -218,26 +218,37 @@ def _peers(record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def anything(result: Mapping[str, Any]) -> Iterator[str]:
-    """Tables of a results file whose shape nobody here knows: its plain values, and its lists of plain records."""
+    """Tables of a results file of a shape unknown here: its plain values, and its collections of plain records."""
     plain = {key: value for key, value in result.items() if key != "schema" and _is_plain(value)}
     if plain:
-        yield table(
-            ("figure", "value"), [(escaped(key.replace("_", " ")), _plain(value)) for key, value in plain.items()]
-        )
-    for key, value in result.items():
-        if key == "taken" or key in plain:
-            continue
+        yield table(("figure", "value"), [(_words(key), _plain(value)) for key, value in plain.items()])
+    rest = {key: value for key, value in result.items() if key not in plain and key not in ("schema", "taken")}
+    if len(rest) > 1 and _is_records(rest.values()):
+        yield _records([{"of": _words(key), **value} for key, value in rest.items()])
+        return
+    for key, value in rest.items():
         if isinstance(value, dict):
             parts = list(anything(value))
-            if parts:
-                yield f"**{escaped(key.replace('_', ' '))}**"
-                yield from parts
-        elif isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
-            names = [name for name, cell in value[0].items() if _is_plain(cell)]
-            if names:
-                yield f"**{escaped(key.replace('_', ' '))}**"
-                headings = [escaped(name.replace("_", " ")) for name in names]
-                yield table(headings, [[_plain(row.get(name)) for name in names] for row in value])
+        else:
+            parts = [_records(value)] if isinstance(value, list) and _is_records(value) else []
+        if parts:
+            yield f"**{_words(key)}**"
+            yield from parts
+
+
+def _is_records(values: Iterable[object]) -> bool:
+    found = list(values)
+    return bool(found) and all(isinstance(row, dict) and any(map(_is_plain, row.values())) for row in found)
+
+
+def _records(rows: Sequence[Mapping[str, Any]]) -> str:
+    names = list(dict.fromkeys(name for row in rows for name, cell in row.items() if _is_plain(cell)))
+    lines = [[_plain(row[name]) if name in row else NOTHING for name in names] for row in rows]
+    return table([_words(name) for name in names], lines)
+
+
+def _words(name: str) -> str:
+    return escaped(name.replace("_", " "))
 
 
 def _is_plain(value: object) -> bool:
