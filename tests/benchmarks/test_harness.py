@@ -1,0 +1,39 @@
+"""A page-cache state that was not reached is tried again; a load that failed is not."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.parametrize(
+    ("failures", "attempts", "ends"),
+    [
+        (["CacheStateError"], 2, "done"),
+        (["CacheStateError"] * 5, 3, "CacheStateError"),
+        (["RuntimeError"], 1, "RuntimeError"),
+    ],
+)
+def test_only_a_state_that_was_not_reached_is_tried_again(
+    scripts: Path, monkeypatch: pytest.MonkeyPatch, failures: list[str], attempts: int, ends: str
+) -> None:
+    harness = importlib.import_module("harness")
+    kinds = {"CacheStateError": importlib.import_module("states").CacheStateError, "RuntimeError": RuntimeError}
+    tried: list[int] = []
+
+    def run(*_: Any) -> dict[str, Any]:
+        tried.append(1)
+        if len(tried) <= len(failures):
+            raise kinds[failures[len(tried) - 1]]("made to fail")
+        return {"done": True}
+
+    monkeypatch.setattr(harness, "_measure_worker", run)
+    checkpoint = harness.Checkpoint(path="", files=(), tensor_bytes=0, tensors=0, digests="")
+    found = harness.measure(harness.Case(name="case", contestant=harness.Contestant(), checkpoint=checkpoint))
+    assert len(tried) == attempts
+    assert ends in found or found["error"].startswith(ends)
