@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from importlib import metadata
 from typing import TYPE_CHECKING, Final
 
 from weightlift.errors import MissingExtraError
@@ -147,6 +146,8 @@ def find_peer(name: str) -> Peer | None:
 
 def installed_version(package: str) -> str:
     """The version of a package of this Python; empty if it is not installed."""
+    from importlib import metadata
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -202,7 +203,7 @@ def peer_contestants(names: Sequence[str], device: str) -> tuple[list[Contestant
         for each in settings:
             contestant = _contestant(peer, each, version, kind)
             found[contestant.name] = contestant
-    if names and "torch" not in left_out and found and not installed_version("torch"):
+    if found and not installed_version("torch"):
         return [], left_out | dict.fromkeys(found, "it needs torch, which is not installed in this Python")
     return list(found.values()), left_out
 

@@ -88,8 +88,7 @@ class Worker:
         self._reader.start()
         self._base: ProcessUse | None = None
         self._peak = ProcessUse()
-        with contextlib.suppress(OSError):  # it has ended already: its last words are heard later
-            self.say(dict(request))
+        self.say(dict(request))
 
     def __enter__(self) -> Self:
         return self
@@ -114,10 +113,11 @@ class Worker:
         return self._process.pid
 
     def say(self, value: Any) -> None:
-        """One JSON value to the worker."""
+        """One JSON value to the worker; where it has ended already, its last words are heard next."""
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(value) + "\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(OSError):
+            self._process.stdin.write(json.dumps(value) + "\n")
+            self._process.stdin.flush()
 
     def hear(self, event: str, seconds: float, *, watch: bool = False) -> dict[str, Any]:
         """Wait for an event and return what came with it.

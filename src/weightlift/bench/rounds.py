@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from weightlift.bench.backed_memory import back_memory, is_virtual
+from weightlift.bench.backed_memory import back_memory
 from weightlift.bench.cache_states import StateNotReached
 from weightlift.bench.ceilings import CeilingProbe, Ceilings
 from weightlift.bench.process import SAMPLE_SECONDS, START_SECONDS, Worker, WorkerFailure, load_seconds
@@ -82,6 +82,7 @@ class Rounds:
         contestants: what loads it.
         rounds: how often.
         progress: called before every load.
+        virtual: the machine is virtual, so that memory has to be backed before each load.
         runs: what was found, by state and contestant.
         ceilings: what bounds loads, round by round.
         not_measured: what was left out, and why.
@@ -95,6 +96,7 @@ class Rounds:
     contestants: Sequence[Contestant]
     rounds: int
     progress: Callable[[Step], None]
+    virtual: bool = False
     runs: dict[tuple[str, str], list[Run]] = field(default_factory=dict)
     ceilings: list[Ceilings] = field(default_factory=list)
     not_measured: dict[str, str] = field(default_factory=dict)
@@ -102,7 +104,6 @@ class Rounds:
     rounds_done: int = 0
     interrupted: bool = False
     _done: int = 0
-    _virtual: bool = field(default_factory=is_virtual)
 
     def run(self) -> None:
         """All rounds, or as many as there were before an interrupt.
@@ -132,7 +133,7 @@ class Rounds:
         return ["warm"]
 
     def _note_method(self, states: Sequence[str]) -> None:
-        if self._virtual:
+        if self.virtual:
             self.notes.append(
                 "this is a virtual machine: before each load, memory that it will need is touched and freed, so that "
                 "the host backs it"
@@ -248,7 +249,7 @@ class Rounds:
             cache.make_cold()
         else:
             cache.make_warm()
-        if self._virtual:
+        if self.virtual:
             owned = self.model.nbytes if self.device == "cpu" and not contestant.mapped else 0
             back_memory(owned + (cache.total_bytes if state == "cold" else 0) + _SPARE_BYTES)
         if state == "cold":
@@ -273,6 +274,6 @@ class Rounds:
                 f"{format_bytes(model.nbytes)} are in the files"
             )
         if told["wrong"] is not None:
-            raise WorkerFailure(f"tensor {printable(told['wrong'])!r} has other bytes than the file")
+            raise WorkerFailure(f"tensor '{printable(told['wrong'])}' has other bytes than the file")
         return int(told["compared"])
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from weightlift import errors
+from weightlift.bench.backed_memory import is_virtual
 from weightlift.bench.cache_states import ModelFiles, Restored
 from weightlift.bench.contestants import installed_version, own_contestants, peer_contestants
 from weightlift.bench.results import BenchResult, case_results
@@ -86,7 +87,7 @@ def run_bench(
     device = "cuda:0" if device == "cuda" else device
     contestants = own_contestants(options.paths, options.load_keywords(), device)
     others, left_out = _peers(model, options, device)
-    bench = Rounds(model, device, [*contestants, *others], options.rounds, progress)
+    bench = Rounds(model, device, [*contestants, *others], options.rounds, progress, virtual=is_virtual())
     bench.not_measured.update(left_out)
     restored = Restored(before_bytes=None, after_bytes=None)
     try:

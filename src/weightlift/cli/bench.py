@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
+from weightlift.bench.contestants import PATHS, PEERS
+from weightlift.bench.options import ROUNDS, ROUNDS_OF_A_RESULT, BenchOptions
 from weightlift.cli.arguments import add_checkpoint, described
 from weightlift.cli.outcome import ExitCode, write_json
 from weightlift.cli.reading import add_progress
 from weightlift.errors import OptionError
+from weightlift.types import HeaderRules
 
 if TYPE_CHECKING:
     import argparse
@@ -21,10 +24,6 @@ if TYPE_CHECKING:
     from weightlift.bench.rounds import Step
 
 SUMMARY: str = "measure how fast a model loads on this machine, along every path, beside what the machine could do"
-
-PATHS: Final = ("auto", "auto-drop", "direct", "buffered", "mmap")
-PEERS: Final = ("safetensors", "fastsafetensors", "instanttensor", "runai-model-streamer")
-ROUNDS: Final = 5
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -41,8 +40,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         type=int,
         default=ROUNDS,
-        help=f"how often everything is run, each time in a fresh process (default: {ROUNDS}; below 3 nothing is called "
-        "a result)",
+        help=f"how often everything is run, each time in a fresh process (default: {ROUNDS}; below "
+        f"{ROUNDS_OF_A_RESULT} nothing is called a result)",
     )
     parser.add_argument(
         "--paths",
@@ -60,7 +59,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         action="append",
         help="other loaders to measure beside it, with commas or given several times: all for those that are installed, "
-        f"or any of {', '.join(PEERS)}",
+        f"or any of {', '.join(peer.name for peer in PEERS)}",
     )
     parser.add_argument(
         "--no-cold",
@@ -73,7 +72,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, then print what was found; an interrupt prints what there is."""
-    from weightlift.bench.options import BenchOptions
     from weightlift.bench.running import run_bench
     from weightlift.health.gathering import gather
 
@@ -85,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
         host_memory=arguments.host_memory,
         against=_words(arguments.against or ()),
         cold=not arguments.no_cold,
-        **({} if arguments.header is None else {"header": arguments.header}),
+        header=arguments.header or HeaderRules.REFERENCE,
     )
     with _plotted(arguments.plot) as plot:
         with _progress(arguments) as progress:

@@ -160,7 +160,8 @@ def write_png(picture: Picture, path: str | os.PathLike[str]) -> None:
             ends = [edge * _SCALE for edge in (shape.x1, shape.y1, shape.x2, shape.y2)]
             canvas.line(ends, fill=shape.colour, width=max(1, round(shape.width * _SCALE)))
         elif isinstance(shape, Dot):
-            canvas.circle((shape.x * _SCALE, shape.y * _SCALE), shape.radius * _SCALE, fill=shape.colour)
+            edges = (shape.x - shape.radius, shape.y - shape.radius, shape.x + shape.radius, shape.y + shape.radius)
+            canvas.ellipse([edge * _SCALE for edge in edges], fill=shape.colour)
         else:
             canvas.text(
                 (shape.x * _SCALE, shape.y * _SCALE),
