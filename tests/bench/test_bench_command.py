@@ -59,7 +59,9 @@ class TestResults:
             assert [run["round"] for run in case["runs"]] == [1, 2, 3]
             for run in case["runs"]:
                 before = run["page_cache"]["before_bytes"]
-                assert before <= 0.005 * found["file_bytes"] if case["state"] == "cold" else before == found["file_bytes"]
+                assert (
+                    before <= 0.005 * found["file_bytes"] if case["state"] == "cold" else before == found["file_bytes"]
+                )
         left = {case["name"]: case["cached_after_bytes"] for case in found["cases"] if case["state"] == "cold"}
         assert max(left["auto-drop"], left["direct"]) <= 128 * KIB
         assert left["buffered"] > 31 * MIB
@@ -103,7 +105,9 @@ class TestResults:
 
 
 class TestPageCache:
-    def test_what_was_cached_is_cached_again_and_nothing_else(self, cold_model: Path, bench: Bench, shards: Shards, cached_bytes: Cached) -> None:
+    def test_what_was_cached_is_cached_again_and_nothing_else(
+        self, cold_model: Path, bench: Bench, shards: Shards, cached_bytes: Cached
+    ) -> None:
         first, second = shards(cold_model)
         first.read_bytes()
         assert (cached_bytes(first), cached_bytes(second)) == (first.stat().st_size, 0)
@@ -113,7 +117,9 @@ class TestPageCache:
         assert found["page_cache"]["before_bytes"] == found["page_cache"]["after_bytes"] == first.stat().st_size
         assert found["page_cache"]["note"] == ""
 
-    def test_no_cold_drops_nothing(self, model: Path, bench: Bench, monkeypatch: pytest.MonkeyPatch, shards: Shards, cached_bytes: Cached) -> None:
+    def test_no_cold_drops_nothing(
+        self, model: Path, bench: Bench, monkeypatch: pytest.MonkeyPatch, shards: Shards, cached_bytes: Cached
+    ) -> None:
         def refuse(*_: object) -> None:
             raise AssertionError("something was dropped")
 
@@ -127,7 +133,9 @@ class TestPageCache:
         if sys.platform == "linux":
             assert sum(cached_bytes(file) or 0 for file in shards(model)) == found["file_bytes"]
 
-    def test_other_files_stay_cached(self, cold_model: Path, bench: Bench, shards: Shards, cached_bytes: Cached) -> None:
+    def test_other_files_stay_cached(
+        self, cold_model: Path, bench: Bench, shards: Shards, cached_bytes: Cached
+    ) -> None:
         other = cold_model.parent / "other.safetensors"
         other.write_bytes(shards(cold_model)[0].read_bytes())
         assert bench(str(cold_model), *NULL, "--rounds", "1", "--paths", "direct")[0] == 0
@@ -145,7 +153,7 @@ class TestPageCache:
         assert found["cases"][0]["runs"][0]["page_cache"] == {"before_bytes": None, "after_bytes": None}
 
     def test_cold_is_left_out_where_pages_cannot_be_dropped(self, bench: Bench) -> None:
-        shared = Path("/dev/shm")
+        shared = Path("/dev/shm")  # noqa: S108 - the one file system that keeps its pages; a folder of its own is made
         if not os.access(shared, os.W_OK):
             pytest.skip("this system has no /dev/shm to write to")
         with tempfile.TemporaryDirectory(dir=shared) as folder:
@@ -220,7 +228,9 @@ def test_a_device_that_is_not_there_is_the_commands_own_error(model: Path, bench
 
 
 class TestInterrupt:
-    def test_it_leaves_a_partial_result_and_nothing_else(self, cold_model: Path, shards: Shards, cached_bytes: Cached) -> None:
+    def test_it_leaves_a_partial_result_and_nothing_else(
+        self, cold_model: Path, shards: Shards, cached_bytes: Cached
+    ) -> None:
         words = ["bench", str(cold_model), *NULL, "--rounds", "50", "--paths", "auto,buffered", "--progress", "--json"]
         with subprocess.Popen(
             [sys.executable, "-m", "weightlift", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -41,9 +41,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Install:
         ),
     ],
 )
-def test_settings_are_those_that_the_version_has(
-    install: Install, version: str, device: str, names: list[str]
-) -> None:
+def test_settings_are_those_that_the_version_has(install: Install, version: str, device: str, names: list[str]) -> None:
     install(torch="2.13.0", safetensors=version)
     found, left_out = peer_contestants(["all"], device)
     assert [one.name for one in found] == names

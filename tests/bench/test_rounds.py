@@ -47,11 +47,11 @@ def test_each_round_begins_with_another_contestant(made: Made) -> None:
 
 def test_what_fails_by_itself_is_not_tried_again(made: Made) -> None:
     broken = Contestant(name="broken", loader="fastsafetensors", package="fastsafetensors")
-    rounds, steps = made([*own_contestants(["auto"], {}, "null"), broken], 3)
+    rounds, _ = made([*own_contestants(["auto"], {}, "null"), broken], 3)
     rounds.run()
     assert [len(rounds.runs["warm", name]) for name in ("auto", "broken")] == [3, 1]
     assert "fastsafetensors" in rounds.runs["warm", "broken"][0].error
-    rounds, steps = made([broken], 3)
+    rounds, _ = made([broken], 3)
     rounds.run()
     assert (rounds.rounds_done, len(rounds.runs["warm", "broken"])) == (1, 1)
 

@@ -96,16 +96,17 @@ class TestSurroundings:
             worker.hear("loaded", SECONDS)
 
     def test_peers_are_not_patched_and_paths_are_as_asked_for(
-        self, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("WEIGHTLIFT_PATCH", "1")
         monkeypatch.setenv("WEIGHTLIFT_METHOD", "unheard-of")
         monkeypatch.setenv("SEEN", "yes")
-        program = "import os, sys; sys.exit(str(sorted(set(os.environ) & {'WEIGHTLIFT_PATCH', 'SEEN', 'MORE'})))"
-        with Worker(request(path), {"MORE": "1"}, (sys.executable, "-c", program)) as worker:
-            with pytest.raises(WorkerFailure, match=r"\['MORE', 'SEEN'\]"):
-                worker.hear("ready", SECONDS)
-        with Worker(request(path), {}) as worker:
+        names = "{'WEIGHTLIFT_PATCH', 'WEIGHTLIFT_METHOD', 'SEEN', 'MORE'}"
+        command = (sys.executable, "-c", f"import os, sys; sys.exit(str(sorted(set(os.environ) & {names})))")
+        with (
+            Worker(request(path), {"MORE": "1"}, command) as worker,
+            pytest.raises(WorkerFailure, match=r"\['MORE', 'SEEN'\]"),
+        ):
             worker.hear("ready", SECONDS)
 
 

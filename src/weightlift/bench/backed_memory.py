@@ -1,8 +1,8 @@
 """Having a virtual machine's memory backed by its host before a load.
 
 Such a host takes free memory back within seconds ("free page reporting"), and the first touch afterwards is many times
-slower than an ordinary page fault; whoever runs next would pay for it. So memory is touched and freed again right before
-each load. On machines of their own nothing is done.
+slower than an ordinary page fault; whoever runs next would pay for it. So memory is touched and freed again right
+before each load. On machines of their own nothing is done.
 """
 
 from __future__ import annotations

@@ -163,21 +163,32 @@ class ModelFiles:
         before = self._before_bytes
         if before is None:
             return Restored(before_bytes=None, after_bytes=None, note="what it held of the files before is unknown")
-        notes: dict[str, None] = {}
+        notes: list[str] = []
         if not self._may_drop:
             after = self.cached_bytes()
             note = "nothing was dropped, so what was read stayed" if (after or 0) > before else ""
             return Restored(before_bytes=before, after_bytes=after, note=note)
         for file, absent in zip(self.files, self._absent, strict=True):
-            with _opened(file) as descriptor:
-                if read_again:
-                    notes.setdefault(_read_again(descriptor, file.size_bytes, absent))
-                residency.sweep_until_settled(descriptor, absent)
-        after = self.cached_bytes()
-        short = after is not None and after < before - COLD_SHARE_MAX * self.total_bytes
-        why = "; ".join(filter(None, notes)) or ("" if read_again else "there was no time to read it again")
-        lost = f"{format_bytes(before - (after or 0))} that were cached before are not any more"
-        return Restored(before_bytes=before, after_bytes=after, note=f"{lost}{why and f': {why}'}" if short else "")
+            try:
+                with _opened(file) as descriptor:
+                    if read_again:
+                        notes.append(_read_again(descriptor, file.size_bytes, absent))
+                    residency.sweep_until_settled(descriptor, absent)
+            except OSError as err:
+                notes.append(f"{file.path.name}: {err.strerror or err}")
+        try:
+            after = self.cached_bytes()
+        except OSError:
+            after = None
+        why = next(filter(None, notes), "" if read_again else "there was no time to read them again")
+        lost = "" if after is None else self._lost(before, after)
+        note = "; ".join(filter(None, (lost, why if lost or after is None else "")))
+        return Restored(before_bytes=before, after_bytes=after, note=note)
+
+    def _lost(self, before: int, after: int) -> str:
+        if after >= before - COLD_SHARE_MAX * self.total_bytes:
+            return ""
+        return f"{format_bytes(before - after)} that were cached before are not any more"
 
 
 @contextlib.contextmanager

@@ -129,9 +129,7 @@ PEERS: Final = (
         name="runai-model-streamer",
         settings=(
             Setting(loader="runai"),
-            Setting(
-                name="sync_buffered", loader="runai", environment={"RUNAI_STREAMER_FS_STRATEGY": "sync_buffered"}
-            ),
+            Setting(name="sync_buffered", loader="runai", environment={"RUNAI_STREAMER_FS_STRATEGY": "sync_buffered"}),
         ),
     ),
 )

@@ -1,4 +1,4 @@
-"""The measuring side's end of the talk with one worker process: starting it, hearing it, ending it, watching its memory.
+"""The measuring side's end of the talk with one worker process: starting, hearing, ending it, watching its memory.
 
 Knows nothing of loaders, cache states or rounds. A worker never outlives the ``with`` block it was started in.
 """

@@ -66,7 +66,7 @@ class Run:
     seconds: float = 0.0
     returned_seconds: float = 0.0
     gigabytes_per_second: float = 0.0
-    peaks: Peaks = Peaks()
+    peaks: Peaks = field(default_factory=Peaks)
     beyond_tensors_bytes: int | None = None
     cached_before_bytes: int | None = None
     cached_after_bytes: int | None = None
@@ -266,8 +266,9 @@ class BenchResult:
 
     def fastest(self, state: str) -> CaseResult | None:
         """The path of weightlift's with the best median in a state."""
-        own = [(case.speed.median, case) for case in self.cases if case.contestant.own and case.state == state and case.speed]
-        return max(own, key=lambda item: item[0])[1] if own else None
+        own = (case for case in self.cases if case.contestant.own and case.state == state)
+        known = [(case.speed.median, case) for case in own if case.speed is not None]
+        return max(known, key=lambda item: item[0])[1] if known else None
 
     def to_json(self) -> dict[str, Any]:
         """The one JSON object of ``weightlift bench --json``."""

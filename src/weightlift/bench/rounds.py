@@ -207,11 +207,9 @@ class Rounds:
         except WorkerFailure as err:
             return Run(round=number, error=str(err), kind=err.kind, hint=err.hint, ours=err.ours)
         except OSError as err:
-            return Run(round=number, error=f"no process could be run: {err}")
+            return Run(round=number, error=f"it could not be measured: {err}")
 
-    def _measured(
-        self, number: int, state: str, contestant: Contestant, worker: Worker, ceilings: Ceilings
-    ) -> Run:
+    def _measured(self, number: int, state: str, contestant: Contestant, worker: Worker, ceilings: Ceilings) -> Run:
         model, cache = self.model, self.model.cache
         self._prepare(state, contestant)
         before = cache.cached_bytes()
@@ -276,4 +274,3 @@ class Rounds:
         if told["wrong"] is not None:
             raise WorkerFailure(f"tensor '{printable(told['wrong'])}' has other bytes than the file")
         return int(told["compared"])
-

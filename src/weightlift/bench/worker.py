@@ -51,7 +51,7 @@ def _ready_device(device: str) -> Callable[[], None]:
 
 
 def flat_bytes(tensor: Any) -> Any:
-    """A tensor's bytes as a flat array of unsigned bytes of its own framework, without a copy where it is contiguous."""
+    """A tensor's bytes as a flat array of its own framework, without a copy where it is contiguous."""
     if hasattr(tensor, "data_ptr"):
         import torch
 
@@ -95,7 +95,8 @@ def check(tensors: Mapping[str, Any], samples: Sequence[Sequence[Any]]) -> dict[
         samples: of each part the tensor's name, its file, its offset there, and the part's start and length in bytes.
 
     Returns:
-        How many parts were compared, how many tensors there are and their bytes; ``wrong`` names the first that differs.
+        How many parts were compared, how many tensors there are, and their bytes; ``wrong`` names the first that
+        differs.
     """
     found: dict[str, Any] = {"tensors": len(tensors), "bytes": sum(map(size_of, tensors.values())), "wrong": None}
     for name, file, offset, start, length in samples:

@@ -32,8 +32,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device",
         metavar="DEVICE",
-        help="where tensors go: cpu, null (read and discard) or cuda:N (default: the first GPU that torch can use, else "
-        "cpu, or null where neither torch nor numpy is installed)",
+        help="where tensors go: cpu, null (read and discard) or cuda:N (default: the first GPU that torch can use, "
+        "else cpu, or null where neither torch nor numpy is installed)",
     )
     parser.add_argument(
         "--rounds",
@@ -58,8 +58,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--against",
         metavar="NAME",
         action="append",
-        help="other loaders to measure beside it, with commas or given several times: all for those that are installed, "
-        f"or any of {', '.join(peer.name for peer in PEERS)}",
+        help="other loaders to measure beside it, with commas or given several times: all for those that are "
+        f"installed, or any of {', '.join(peer.name for peer in PEERS)}",
     )
     parser.add_argument(
         "--no-cold",

@@ -1,4 +1,4 @@
-"""What a benchmark found, as tables for people: ceilings first, a table per state of the page cache, the recommendation.
+"""What a benchmark found, as tables for people: ceilings, a table per state of the page cache, the recommendation.
 
 Takes the finished record and asks nothing else. What is no result is not shown as one: below three runs the runs
 themselves stand where medians would.

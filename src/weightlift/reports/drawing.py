@@ -135,7 +135,8 @@ def require_png() -> None:
         import PIL.ImageFont  # noqa: F401
     except ImportError as err:
         raise MissingExtraError(
-            "a PNG needs the package Pillow", hint="pip install 'weightlift[plot]', or write an .svg, which needs nothing"
+            "a PNG needs the package Pillow",
+            hint="pip install 'weightlift[plot]', or write an .svg, which needs nothing",
         ) from err
 
 
