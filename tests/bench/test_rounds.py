@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from weightlift.bench import rounds as module
 from weightlift.bench.cache_states import StateNotReached
 from weightlift.bench.contestants import Contestant, own_contestants
 from weightlift.bench.options import BenchOptions
+from weightlift.bench.process import Worker
 from weightlift.bench.rounds import Rounds
 from weightlift.bench.running import open_model
 
@@ -81,12 +81,12 @@ def test_a_state_that_was_not_reached_may_be_reached_later(made: Made, monkeypat
 def test_a_load_of_wrong_tensors_is_a_failure_and_no_figure(
     made: Made, monkeypatch: pytest.MonkeyPatch, answer: dict[str, Any], words: str
 ) -> None:
-    class Liar(module.Worker):
+    class Liar(Worker):
         def hear(self, event: str, seconds: float, *, watch: bool = False) -> dict[str, Any]:
             told = super().hear(event, seconds, watch=watch)
             return told | answer if event == "checked" else told
 
-    monkeypatch.setattr(module, "Worker", Liar)
+    monkeypatch.setattr("weightlift.bench.rounds.Worker", Liar)
     rounds, _ = made(own_contestants(["auto"], {}, "cpu"), 1, "cpu")
     rounds.run()
     (run,) = rounds.runs["warm", "auto"]

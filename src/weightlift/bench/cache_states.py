@@ -67,8 +67,10 @@ class ModelFiles:
         self.files = files
         self.total_bytes = sum(file.size_bytes for file in files)
         self._may_drop = may_drop
-        self._before_bytes = self.cached_bytes()
+        known = self.cached_bytes() is not None
         self._absent = [_absent(file, more) for file, more in zip(files, brought_in, strict=True)]
+        absent_bytes = sum(length for ranges in self._absent for _, length in ranges)
+        self._before_bytes = self.total_bytes - absent_bytes if known else None
 
     def cached_bytes(self) -> int | None:
         """What the page cache holds of all files; ``None`` if the system does not tell."""
@@ -206,7 +208,9 @@ def _absent(file: FoundFile, brought_in: Ranges) -> Ranges:
         cached = residency.residency_map(descriptor, file.size_bytes, GRANULE_BYTES)
         if cached is None:
             return []
-        return residency.united([*residency.absent_ranges(descriptor, cached), *brought_in])
+        ranges = residency.united([*residency.absent_ranges(descriptor, cached), *brought_in])
+        # What a header's pages cover may reach beyond the end of a small file.
+        return [(offset, min(length, file.size_bytes - offset)) for offset, length in ranges]
 
 
 def _read_again(descriptor: int, size: int, absent: Ranges) -> str:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 SAMPLE_SECONDS: Final = 0.005
+_WAIT_SECONDS: Final = 0.1
 START_SECONDS: Final = 300.0
 _LOAD_SECONDS: Final = 600.0
 _SLOWEST_BYTES_PER_SECOND: Final = 20e6
@@ -130,18 +131,9 @@ class Worker:
         Raises:
             WorkerFailure: it failed, ended or took longer.
         """
-        deadline = time.monotonic() + seconds
-        while True:
-            try:
-                line = self._lines.get(timeout=SAMPLE_SECONDS if watch else 0.1)
-                break
-            except queue.Empty:
-                if watch:
-                    self._look()
-                if time.monotonic() > deadline:
-                    raise WorkerFailure(f"no answer within {seconds:.0f} s") from None
-        if watch:
-            self._look()
+        line = self._next_line(time.monotonic() + seconds, watch=watch)
+        if line is None:
+            raise WorkerFailure(f"no answer within {seconds:.0f} s")
         if not line:
             raise WorkerFailure(self._last_words())
         values: dict[str, Any] = json.loads(line)
@@ -152,6 +144,18 @@ class Worker:
         if values.pop("event") != event:
             raise WorkerFailure(f"it said {line.strip()[:80]!r} where {event!r} was due")
         return values
+
+    def _next_line(self, deadline: float, *, watch: bool) -> str | None:
+        """What it says next, an empty line if it has ended; ``None`` if it says nothing in time."""
+        line: str | None = None
+        while line is None:
+            with contextlib.suppress(queue.Empty):
+                line = self._lines.get(timeout=SAMPLE_SECONDS if watch else _WAIT_SECONDS)
+            if watch:
+                self._look()
+            if line is None and time.monotonic() > deadline:
+                break
+        return line
 
     def watch(self) -> None:
         """Peaks count from here."""
