@@ -33,6 +33,7 @@ _CEILING: Final = "#2b6ea8"
 _QUIET: Final = "#666666"
 _GRID: Final = "#e6e6e6"
 _TICKS: Final = 5
+_LABEL_WIDTH: Final = 80
 _NAME_CHARACTERS: Final = 34
 
 
@@ -58,7 +59,7 @@ def _heading(result: BenchResult) -> Iterator[Shape]:
     said = "medians with the smallest and the largest" if result.conclusive else "single runs, not a result"
     size = f"{counted(result.tensors, 'tensor')}, {format_bytes(result.nbytes)}, to {result.device}"
     yield Words(20, 28, "Throughput in GB/s, by state of the page cache", 16, bold=True)
-    yield Words(20, 50, f"{size}; {state}{runs}: {said}; the line is what the machine can do", colour=_QUIET)
+    yield Words(20, 50, f"{size}; {state}{runs}: {said}; the blue line is what the machine can do", colour=_QUIET)
 
 
 def _panel(state: str, cases: Sequence[CaseResult], top: float) -> Iterator[Shape]:
@@ -103,5 +104,7 @@ def _row(case: CaseResult, y: float, scale: float) -> Iterator[Shape]:
     if bounds:
         x = _LEFT + bounds[len(bounds) // 2] * scale
         yield Stroke(x, y - _ROW / 2 + 2, x, y + _ROW / 2 - 2, _CEILING, 2)
-        furthest = max(furthest, bounds[len(bounds) // 2])
+        # The label stands behind what it belongs to, unless the line would go through it.
+        if -8 < x - _LEFT - furthest * scale < _LABEL_WIDTH:
+            furthest = max(furthest, bounds[len(bounds) // 2])
     yield Words(_LEFT + furthest * scale + 8, y + 4, text, 12)
