@@ -164,7 +164,11 @@ class ModelFiles:
         """
         before = self._before_bytes
         if before is None:
-            return Restored(before_bytes=None, after_bytes=None, note="what it held of the files before is unknown")
+            return Restored(
+                before_bytes=None,
+                after_bytes=None,
+                note="what it held of the files before is unknown, so nothing was dropped",
+            )
         notes: list[str] = []
         if not self._may_drop:
             after = self.cached_bytes()

@@ -96,6 +96,8 @@ class CeilingProbe:
                 if kind in found.storage:
                     best[kind] = max(best.get(kind, (0.0, 0)), (found.storage[kind], workers))
         self._points[cached] = sorted({workers for _, workers in best.values()}) or self._points[cached]
+        if cached and not best:
+            notes["cached"] = "what the page cache holds of the file is unknown"
         speeds = {kind: speed for kind, (speed, _) in best.items()}
         return Ceilings(speeds, {kind: why for kind, why in notes.items() if kind in wanted})
 

@@ -155,5 +155,7 @@ def _foot(result: BenchResult) -> Table:
 
 def _page_cache(result: BenchResult) -> str:
     cache = result.page_cache
+    if cache.before_bytes is None:
+        return cache.note
     held = f"held {size_text(cache.before_bytes)} of the files before and holds {size_text(cache.after_bytes)} now"
     return f"{held}; {cache.note}" if cache.note else held
