@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from weightlift.bench import cache_states
+from weightlift.bench import cache_states, running
 from weightlift.bench.contestants import PATHS
 from weightlift.cli.main import main
 from weightlift.host import residency
@@ -140,6 +140,24 @@ class TestPageCache:
         other.write_bytes(shards(cold_model)[0].read_bytes())
         assert bench(str(cold_model), *NULL, "--rounds", "1", "--paths", "direct")[0] == 0
         assert cached_bytes(other) == other.stat().st_size
+
+    def test_a_load_that_would_not_be_cold_is_not_measured_as_one(
+        self, cold_model: Path, bench: Bench, monkeypatch: pytest.MonkeyPatch, shards: Shards
+    ) -> None:
+        """Another program reads the files between their eviction and the load."""
+
+        def read(_: int) -> int:
+            for file in shards(cold_model):
+                file.read_bytes()
+            return 0
+
+        monkeypatch.setattr(running, "is_virtual", lambda: True)
+        monkeypatch.setattr("weightlift.bench.rounds.back_memory", read)
+        found = bench(str(cold_model), *NULL, "--rounds", "1", "--paths", "direct")[1]
+        cold, warm = found["cases"]
+        assert cold["errors"] == ["32.0 MiB of the files is in the page cache again"]
+        assert "seconds" not in cold["runs"][0]
+        assert warm["errors"] == []
 
     def test_cold_is_left_out_where_the_system_does_not_tell(
         self, model: Path, bench: Bench, monkeypatch: pytest.MonkeyPatch
