@@ -122,7 +122,7 @@ class TestPageCache:
         self, model: Path, bench: Bench, monkeypatch: pytest.MonkeyPatch, shards: Shards, cached_bytes: Cached
     ) -> None:
         dropped: list[object] = []
-        monkeypatch.setattr(cache_states, "evict", lambda files: dropped.append(files) or [])
+        monkeypatch.setattr(cache_states, "evict", dropped.extend)
         monkeypatch.setattr(residency, "sweep_until_settled", lambda _, ranges: dropped.extend(ranges))
         for file in shards(model):
             file.read_bytes()
