@@ -60,9 +60,8 @@ class TestResults:
             assert [run["round"] for run in case["runs"]] == [1, 2, 3]
             for run in case["runs"]:
                 before = run["page_cache"]["before_bytes"]
-                assert (
-                    before <= 0.005 * found["file_bytes"] if case["state"] == "cold" else before == found["file_bytes"]
-                )
+                share = before / found["file_bytes"]
+                assert share <= 0.005 if case["state"] == "cold" else share >= 0.995
         left = {case["name"]: case["cached_after_bytes"] for case in found["cases"] if case["state"] == "cold"}
         assert max(left["auto-drop"], left["direct"]) <= 128 * KIB
         assert left["buffered"] > 31 * MIB
@@ -84,7 +83,7 @@ class TestResults:
     def test_a_single_run_is_never_called_a_result(
         self, model: Path, bench: Bench, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        words = (str(model), *NULL, "--rounds", "1", "--no-cold")
+        words = (str(model), *NULL, "--rounds", "1", "--no-cold", "--paths", "auto,direct")
         found = bench(*words)[1]
         assert not found["conclusive"]
         for case in found["cases"]:

@@ -30,6 +30,7 @@ COLD_SHARE_MAX: Final = 0.005
 WARM_SHARE_MIN: Final = 0.995
 """Part of the files that must be cached before a load that counts as warm."""
 
+_WARMINGS_MAX: Final = 5
 _READ_BYTES: Final = 4 * MIB
 
 Ranges = list[tuple[int, int]]
@@ -128,16 +129,18 @@ class ModelFiles:
         Raises:
             StateNotReached: memory has no room for the files.
         """
+        # Pages that an earlier load marked to be dropped behind it may still go after they were read once more.
+        for _ in range(_WARMINGS_MAX):
+            if self._is_warm():
+                return True
+            try:
+                warm(self.files)
+            except InsufficientMemoryError as err:
+                raise StateNotReached(f"the files cannot be kept in the page cache: {err.message}") from err
+            if self.cached_bytes() is None:
+                return False
         if self._is_warm():
             return True
-        try:
-            warm(self.files)
-        except InsufficientMemoryError as err:
-            raise StateNotReached(f"the files cannot be kept in the page cache: {err.message}") from err
-        if self._is_warm():
-            return True
-        if self.cached_bytes() is None:
-            return False
         raise StateNotReached(
             f"memory has no room to keep {format_bytes(self.total_bytes)} in the page cache"
             f" ({format_bytes(self.cached_bytes() or 0)} stayed)"
