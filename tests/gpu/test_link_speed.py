@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from weightlift.bench.loaders import LOADERS
 from weightlift.errors import DeviceError
 from weightlift.health.probes import link_speed
 from weightlift.targets.access import gpu_access
@@ -41,3 +42,9 @@ def test_a_refusal_is_the_runtimes_error_and_leaves_nothing(gpu: FakeGpu, device
         link_speed(reached("cuda:0"), seconds=0.01)
     after = gpu.counters()
     assert (after.streams, after.events, after.registrations) == (before.streams, before.events, before.registrations)
+
+
+def test_the_benchmark_measures_the_link_by_the_same_probe(gpu: FakeGpu, devices: FakeDevices) -> None:
+    before = gpu.counters().copies
+    assert LOADERS["link"]({"device": "cuda:0"})().gigabytes_per_second > 0
+    assert gpu.counters().copies - before >= 8

@@ -50,6 +50,14 @@ class TestChild:
         assert child.answers["torch mapping"] == {"mapping": "rw-p"}
         assert child.failure == ""
 
+    def test_the_current_folder_is_not_on_its_import_path(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "json.py").write_text("open('imported', 'w').close()\n")
+        monkeypatch.chdir(tmp_path)
+        Child([]).wait(60)
+        assert not (tmp_path / "imported").exists()
+
     def test_one_that_has_answered_everything_is_not_waited_for(self) -> None:
         text = "for step in sys.argv[2:]:\n say(step=step, begins=True)\n say(step=step, gpus=[])\ntime.sleep(1000)"
         child = Child(STEPS, script(text))

@@ -24,8 +24,10 @@ SCRIPT = """
             delattr(mmap, name)
     sys.platform = sys.argv[1]
 
+    from weightlift.bench import running, worker
+    from weightlift.bench.cache_states import ModelFiles
     from weightlift.cli import main as _command_line
-    from weightlift.health.cache import evict, warm
+    from weightlift.health.cache import evict, files, warm
     from weightlift.host import groups, kernel, machine, memory, pci, place, processes, residency, storage
     from weightlift.monitor import Monitor
     from weightlift.testing.cgroup import CgroupUnavailable, memory_cgroup
@@ -41,6 +43,8 @@ SCRIPT = """
     found = machine.machine_facts(nowhere)
     print(found.room, found.swap, found.features.cachestat.value, found.features.io_uring.value)
     print(pci.graphics_cards(nowhere), place.place_facts(path, nowhere).mount)
+    model = ModelFiles(files.find_files([path]), may_drop=True, brought_in=[[]])
+    print(model.cached_bytes(), "does not tell" in model.why_not_cold(), model.restore(read_again=True).after_bytes)
     for context in (memory_cgroup, fast_disk):
         try:
             with context(1 << 20):
@@ -66,6 +70,7 @@ def test_everything_imports_and_says_unknown(platform: str) -> None:
         "None None True",
         "None None unknown unknown",
         "() None",
+        "None True None",
         "True",
         "True",
     ]

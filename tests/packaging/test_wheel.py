@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from weightlift.testing import make_checkpoint
+
 ROOT = Path(__file__).resolve().parents[2]
 LIBRARY = f"weightlift/engines/libweightlift_engine.{'dylib' if sys.platform == 'darwin' else 'so'}"
 COMPILER = os.environ.get("CC", "cc")  # named in every build, since the one Python was built with may be another
@@ -152,6 +154,24 @@ def test_variable_patches_programs_that_know_nothing_of_it(tree: Path, tmp_path:
     assert says(WEIGHTLIFT_PATCH="") == says(WEIGHTLIFT_PATCH="0") == "False safetensors"
     assert says(WEIGHTLIFT_PATCH="1") == "True weightlift.integrations.patching"
     assert says(WEIGHTLIFT_PATCH="1", WEIGHTLIFT_METHOD="fast").startswith("weightlift: WEIGHTLIFT_PATCH has no effect")
+
+
+def test_commands_run_without_the_source_tree(tree: Path, tmp_path: Path) -> None:
+    """In an environment with nothing but the wheel and what it needs, from a folder with nothing but a model."""
+    python = install(build(tree, WEIGHTLIFT_BUILD_ENGINE="0"), tmp_path / "environment")
+    (site,) = (tmp_path / "environment").rglob("weightlift_patch.pth")
+    for package in ("msgspec", "rich", "markdown_it", "mdurl", "pygments", "xxhash"):
+        (site.parent / package).symlink_to(Path(pytest.__file__).parents[1] / package)
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    make_checkpoint(folder / "model.safetensors")
+    for words in (
+        ("inspect", "model.safetensors"),
+        ("load", "model.safetensors", "--device", "null"),
+        ("bench", "model.safetensors", "--device", "null", "--rounds", "3", "--paths", "direct", "--plot", "plot.svg"),
+    ):
+        assert "model.safetensors" in run(python, "-W", "error", "-m", "weightlift", *words, cwd=folder)
+    assert (folder / "plot.svg").read_text().startswith("<svg ")
 
 
 def test_wheel_has_nothing_that_an_earlier_build_left_behind(tree: Path) -> None:

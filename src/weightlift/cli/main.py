@@ -13,7 +13,7 @@ import sys
 from typing import TYPE_CHECKING, Final, NoReturn, Protocol
 
 from weightlift._version import __version__
-from weightlift.cli import cache, doctor, guard, inspect, load, manifest, verify
+from weightlift.cli import bench, cache, doctor, guard, inspect, load, manifest, verify
 from weightlift.cli.outcome import ExitCode, UsageError, exit_code, write_error
 from weightlift.cli.spelling import as_options, option_spellings
 
@@ -39,6 +39,7 @@ COMMANDS: Final[dict[str, Command]] = {
     "manifest": manifest,
     "verify": verify,
     "doctor": doctor,
+    "bench": bench,
     "guard": guard,
     "cache": cache,
 }

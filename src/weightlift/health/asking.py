@@ -65,7 +65,8 @@ class Child:
     """
 
     def __init__(self, steps: Sequence[str], command: Sequence[str] | None = None) -> None:
-        words = command or [sys.executable, "-m", "weightlift.health.child"]
+        # -P keeps the current folder, which may be a stranger's model, off the import path.
+        words = command or [sys.executable, "-P", "-m", "weightlift.health.child"]
         self._steps = set(steps)
         self._folder = tempfile.TemporaryDirectory(prefix="weightlift-doctor-", ignore_cleanup_errors=True)
         self.answers: dict[str, dict[str, Any]] = {}

@@ -71,12 +71,15 @@ class _Part(NamedTuple):
     length: int
 
 
-def storage_speeds(path: str | os.PathLike[str], *, seconds: float = _PATH_SECONDS) -> Speeds:
+def storage_speeds(
+    path: str | os.PathLike[str], *, seconds: float = _PATH_SECONDS, workers: int | None = None
+) -> Speeds:
     """Read parts of a file by each path, at most that long each and at most the file in all.
 
     Args:
         path: a file; what the page cache holds of it is the same afterwards.
         seconds: how long each path is tried.
+        workers: threads that read; by default four, or two where there are no more processors.
 
     Raises:
         OSError: the file cannot be read.
@@ -102,7 +105,7 @@ def storage_speeds(path: str | os.PathLike[str], *, seconds: float = _PATH_SECON
             access.offset_alignment if access.supported else PAGE_BYTES,
             readonly_address(mapping) if mapping is not None else 0,
         )
-        probe = _StorageProbe(source, seconds, stack)
+        probe = _StorageProbe(source, seconds, workers or max(2, min(available_processors(), _WORKERS)), stack)
         try:
             speeds, notes = probe.run(size, absent if cached is not None else None, access.reason)
         finally:
@@ -117,9 +120,10 @@ def storage_speeds(path: str | os.PathLike[str], *, seconds: float = _PATH_SECON
 class _StorageProbe:
     """One file, read by one path after the other."""
 
-    def __init__(self, source: ShardSource, seconds: float, stack: contextlib.ExitStack) -> None:
+    def __init__(self, source: ShardSource, seconds: float, workers: int, stack: contextlib.ExitStack) -> None:
         self._source = source
         self._seconds = seconds
+        self._workers = workers
         self._stack = stack
         self._notes: dict[str, str] = {}
         self._speeds: dict[str, float] = {}
@@ -170,7 +174,15 @@ class _StorageProbe:
 
     def _measure(self, name: str, path: str, part: _Part, *, resident: bool = False) -> None:
         try:
-            speed = _read_speed(self._source, _PATHS[path], part, self._seconds, resident=resident, stack=self._stack)
+            speed = _read_speed(
+                self._source,
+                _PATHS[path],
+                part,
+                self._seconds,
+                workers=self._workers,
+                resident=resident,
+                stack=self._stack,
+            )
         except OSError as err:
             self._notes[name] = str(err)
             return
@@ -201,11 +213,11 @@ def _read_speed(
     part: _Part,
     seconds: float,
     *,
+    workers: int,
     resident: bool,
     stack: contextlib.ExitStack,
 ) -> float | None:
     """GB/s of one path over one part, or of as much of it as the time allows."""
-    workers = max(2, min(available_processors(), _WORKERS))
     pool = SlotPool(workers + 2, _CHUNK_BYTES + ALIGNMENT_SLACK_BYTES)
     engine = make_engine(EngineName.AUTO, [source], pool.memory, workers)
     lane = path in {ReadPath.BUFFERED, ReadPath.DONTCACHE} and not resident

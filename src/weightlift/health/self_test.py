@@ -63,7 +63,7 @@ def run_self_test(
 
 
 def _run_step(step: str, device: str, place: str, step_seconds: float) -> dict[str, Any]:
-    command = [sys.executable, "-m", "weightlift.health.self_test_steps", step, device, place]
+    command = [sys.executable, "-P", "-m", "weightlift.health.self_test_steps", step, device, place]
     begin = time.monotonic()
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=step_seconds, check=False)  # noqa: S603

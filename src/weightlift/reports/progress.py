@@ -1,6 +1,7 @@
-"""Progress of a load: a bar on a terminal, a line now and then anywhere else.
+"""Progress of a load or a benchmark: a bar on a terminal, a line now and then anywhere else.
 
-Both are functions of ``(bytes done, bytes in all)`` for ``progress=``. No thread draws here: the load's own calls do.
+For loads both are functions of ``(bytes done, bytes in all)`` for ``progress=``. No thread draws here: the load's own
+calls do.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from rich.progress import Task
+
+    from weightlift.bench.rounds import Step
 
 _LINE_SECONDS: Final = 1.0
 
@@ -96,6 +99,53 @@ def progress_lines(stream: IO[str], *, clock: Callable[[], float] = time.monoton
         speed = f", {speed_text(done / elapsed / 1e9)}" if elapsed > 0 and done else ""
         share = done / total if total else 1.0
         stream.write(f"loading: {share:.0%}, {format_bytes(done)} of {format_bytes(total)}{speed}\n")
+        stream.flush()
+
+    return update
+
+
+@contextlib.contextmanager
+def step_bar(stream: IO[str]) -> Iterator[Callable[[Step], None]]:
+    """Draw a bar of a benchmark's loads that is gone when it is over.
+
+    Args:
+        stream: a terminal.
+
+    Yields:
+        The function to call before each load.
+    """
+    bar = Progress(
+        TextColumn("measuring"),
+        BarColumn(bar_width=30),
+        TextColumn("{task.completed:.0f} of {task.total:.0f}"),
+        TextColumn("{task.description}"),
+        TimeRemainingColumn(compact=True),
+        console=make_console(stream),
+        auto_refresh=False,
+        transient=True,
+    )
+    task: TaskID | None = None
+
+    def update(step: Step) -> None:
+        nonlocal task
+        if task is None:
+            task = bar.add_task("", total=step.total)
+        words = f"round {step.round}: {step.what}"
+        bar.update(task, completed=step.done, total=step.total, description=words, refresh=True)
+
+    with bar:
+        yield update
+
+
+def step_lines(stream: IO[str]) -> Callable[[Step], None]:
+    """Write a line before each load of a benchmark.
+
+    Args:
+        stream: where to.
+    """
+
+    def update(step: Step) -> None:
+        stream.write(f"measuring: {step.done} of {step.total}, round {step.round}: {step.what}\n")
         stream.flush()
 
     return update
