@@ -17,7 +17,7 @@ from weightlift.errors import WriteError, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import IO
+    from typing import IO, Self
 
 PREFIX: Final = ".weightlift-"
 """How the names of unfinished files begin."""
@@ -88,16 +88,15 @@ class NewFile:
         self._path = path
         form: dict[str, Any] = {"mode": "wb"} if binary else {"mode": "w", "encoding": "utf-8", "errors": _ESCAPED}
         with write_failures(path):
-            self._place = os.path.realpath(path)
-            self._permissions = _permissions(self._place)
-            self._unfinished = ""
+            self._permissions = _permissions(path)
+            self._place, self._unfinished = os.path.realpath(path), ""
             if self._permissions is None:
-                self._file: IO[Any] = open(self._place, **form)  # noqa: SIM115 - closed in __exit__
+                self._file: IO[Any] = open(path, **form)  # noqa: SIM115 - closed in __exit__
             else:
                 descriptor, self._unfinished = tempfile.mkstemp(prefix=PREFIX, dir=os.path.dirname(self._place))
                 self._file = open(descriptor, **form)  # noqa: SIM115 - closed in __exit__
 
-    def __enter__(self) -> NewFile:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -136,19 +135,19 @@ def whole_file(path: str | os.PathLike[str], *, binary: bool = False) -> Iterato
         yield stream
 
 
-def _permissions(place: str) -> int | None:
+def _permissions(path: str | os.PathLike[str]) -> int | None:
     """Those of the file that is there, or of a new one; ``None`` for what cannot be replaced by a file.
 
     Raises:
         OSError: it is a folder, or the folder it is to lie in cannot be looked into.
     """
     try:
-        mode = os.stat(place).st_mode
+        mode = os.stat(path).st_mode
     except FileNotFoundError:
         # The mask can only be read by setting it; one that is stricter for a moment does no harm.
         mask = os.umask(0o077)
         os.umask(mask)
         return 0o666 & ~mask
     if stat.S_ISDIR(mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), place)
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
     return stat.S_IMODE(mode) if stat.S_ISREG(mode) else None

@@ -1,4 +1,4 @@
-"""What it takes to read a header of odd form grows no faster than the header, and hardly at all in Python's own steps."""
+"""The work of reading a header of odd form grows no faster than the header, and Python does next to none of it."""
 
 from __future__ import annotations
 

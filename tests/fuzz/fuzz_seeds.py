@@ -1,4 +1,4 @@
-"""Hostile and good inputs for each target: the kept corpus, the tests' own files per rule, and mutations of all these."""
+"""Inputs for each target: the kept corpus, the tests' hostile files per rule, good files, and mutations of them."""
 
 from __future__ import annotations
 
@@ -23,12 +23,58 @@ _T: Final = '{"dtype":"U8","shape":[4],"data_offsets":[0,4]}'
 _SHARDS: Final = {"a": "a.safetensors", "b": "b.safetensors"}
 _DIGESTS: Final = {"bytes": 4, "sha256": "0" * 64}
 _ENTRY: Final = {"file": "m", "dtype": "F32", "shape": [1], "bytes": 4, "xxh3_128": "f" * 32}
-_INTEGERS: Final = (0, 1, 2, 7, 127, 128, 255, 256, 32767, 65535, 1 << 16, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 32)
+_INTEGERS: Final = (
+    0,
+    1,
+    2,
+    7,
+    127,
+    128,
+    255,
+    256,
+    32767,
+    65535,
+    1 << 16,
+    (1 << 31) - 1,
+    1 << 31,
+    (1 << 32) - 1,
+    1 << 32,
+)
 _LARGE: Final = (1 << 40, (1 << 53) + 1, 1 << 60, (1 << 63) - 1, 1 << 63, (1 << 64) - 32, (1 << 64) - 1)
 _WORDS: Final = (
-    *(b"{", b"}", b"[", b"]", b",", b":", b'"', b"\\", b"-", b".", b"e", b"0", b" ", b"\n", b"\0", b"\xff", b"\xc3\xa9"),
+    *(
+        b"{",
+        b"}",
+        b"[",
+        b"]",
+        b",",
+        b":",
+        b'"',
+        b"\\",
+        b"-",
+        b".",
+        b"e",
+        b"0",
+        b" ",
+        b"\n",
+        b"\0",
+        b"\xff",
+        b"\xc3\xa9",
+    ),
     *(b"null", b"true", b"1e999", b"-0", b"18446744073709551616", b"..", b"/", b"\\ud800", b"\\u0061", b"__metadata__"),
-    *(b'"dtype"', b'"shape"', b'"data_offsets"', b'"F4"', b"[[[[", b"(((", b"\x85\x85", b"R", b"b", b"Q", b"PK\x05\x06"),
+    *(
+        b'"dtype"',
+        b'"shape"',
+        b'"data_offsets"',
+        b'"F4"',
+        b"[[[[",
+        b"(((",
+        b"\x85\x85",
+        b"R",
+        b"b",
+        b"Q",
+        b"PK\x05\x06",
+    ),
 )
 
 
@@ -57,9 +103,31 @@ def rule_files(target: str) -> list[bytes]:
 
 
 def _indexes() -> Iterator[bytes]:
-    for text in ("", "{", "[]", "{}", "\xff", '{"weight_map":[]}', '{"weight_map":{}}', '{"weight_map":{"a":1}}', "[" * 9999):
+    for text in (
+        "",
+        "{",
+        "[]",
+        "{}",
+        "\xff",
+        '{"weight_map":[]}',
+        '{"weight_map":{}}',
+        '{"weight_map":{"a":1}}',
+        "[" * 9999,
+    ):
         yield text.encode("latin-1")
-    names = ("", ".", "..", "../a.safetensors", "/etc/passwd", "x/../../a", "C:\\a", "C:/a", "\\\\host\\a", "a\0b", "no.file")
+    names = (
+        "",
+        ".",
+        "..",
+        "../a.safetensors",
+        "/etc/passwd",
+        "x/../../a",
+        "C:\\a",
+        "C:/a",
+        "\\\\host\\a",
+        "a\0b",
+        "no.file",
+    )
     for name in (*names, "a.safetensors/b", "a" * 5000, "\x1b[2J", "//a", "./..", "model.safetensors.index.json"):
         yield json.dumps({"weight_map": _SHARDS | {"a": name}}).encode()
     yield json.dumps({"weight_map": {"a": "b.safetensors"}}).encode()
@@ -69,6 +137,7 @@ def _manifests() -> Iterator[bytes]:
     good = {"schema": 1, "made_by": "x", "files": {"m": _DIGESTS}, "tensors": {"t": _ENTRY}}
     for text in ("", "{", "[]", "{}", "\xff", "[" * 9999, '{"schema":1}'):
         yield text.encode("latin-1")
+    change: dict[str, Any]
     for change in ({"schema": 2}, {"schema": "1"}, {"schema": None}, {"files": []}, {"files": {}}, {"tensors": [1]}):
         yield json.dumps(good | change).encode()
     for name in ("", ".", "..", "../m", "/m", "a/../../m", "C:/m", "a\\b", "a\0b"):
@@ -76,15 +145,29 @@ def _manifests() -> Iterator[bytes]:
     for odd in ({"bytes": -1}, {"bytes": 1 << 64}, {"bytes": "4"}, {"sha256": "0" * 63}, {"sha256": "G" * 64}):
         yield json.dumps(good | {"files": {"m": _DIGESTS | odd}}).encode()
     tensor: dict[str, Any]
-    for tensor in ({"file": "n"}, {"shape": [-1]}, {"shape": None}, {"shape": [True]}, {"xxh3_128": "f" * 31}, {"dtype": 1}):
+    for tensor in (
+        {"file": "n"},
+        {"shape": [-1]},
+        {"shape": None},
+        {"shape": [True]},
+        {"xxh3_128": "f" * 31},
+        {"dtype": 1},
+    ):
         yield json.dumps(good | {"tensors": {"t": _ENTRY | tensor}}).encode()
 
 
 def good_files(target: str) -> list[bytes]:
     """Valid inputs, to be spoiled."""
     headers = [_tests("test_differential.py")["VALID"], b"{}", f'{{"a":{_T}}}'.encode()]
-    headers += [b'{"a":["U8",[4],[0,4]]}', b'{"a":{"x":[1,{"y":null}],"dtype":{"U8":null},"shape":[4],"data_offsets":[0,4]}}']
-    headers += [b'{"__metadata__":null}', b'{"__metadata__":{"a":"b\\u00e9","a":"\\ud83d\\ude00"}}', f'{{"a":{_T},"a":{_T}}}'.encode()]
+    headers += [
+        b'{"a":["U8",[4],[0,4]]}',
+        b'{"a":{"x":[1,{"y":null}],"dtype":{"U8":null},"shape":[4],"data_offsets":[0,4]}}',
+    ]
+    headers += [
+        b'{"__metadata__":null}',
+        b'{"__metadata__":{"a":"b\\u00e9","a":"\\ud83d\\ude00"}}',
+        f'{{"a":{_T},"a":{_T}}}'.encode(),
+    ]
     sizes = [13, 0, 4, 4, 4, 0, 0, 4]
     if target == "safetensors":
         return [len(text).to_bytes(8, "little") + text + bytes(size) for text, size in zip(headers, sizes, strict=True)]
@@ -95,13 +178,26 @@ def good_files(target: str) -> list[bytes]:
     if target in ("pytorch", "pickle"):
         return _pytorch_files() if target == "pytorch" else list(filter(None, map(_pickle_in, _pytorch_files())))
     if target == "index":
-        return [json.dumps({"metadata": {"total_size": 2}, "weight_map": _SHARDS}).encode(), b'{"weight_map":{"a":"a.safetensors"}}']
+        return [
+            json.dumps({"metadata": {"total_size": 2}, "weight_map": _SHARDS}).encode(),
+            b'{"weight_map":{"a":"a.safetensors"}}',
+        ]
     if target == "manifest":
         return [json.dumps({"schema": 1, "made_by": "x", "files": {"m": _DIGESTS}, "tensors": {"t": _ENTRY}}).encode()]
     if target == "config":
         settings = {"bits": 4.5, "quant_method": "exl2", "group_size": -1, "head_bits": 6}
-        return [json.dumps({"architectures": ["X"], "max_position_embeddings": 9, "quantization_config": settings}).encode()]
-    return [b"\2" + text for text in (*headers, b'"x":1,"y":[[],{}],"dtype":1,', b'"a":["U8",[1,2],[0,4]],"b":["F32",[],[4,8]],', b"1e308")]
+        return [
+            json.dumps({"architectures": ["X"], "max_position_embeddings": 9, "quantization_config": settings}).encode()
+        ]
+    return [
+        b"\2" + text
+        for text in (
+            *headers,
+            b'"x":1,"y":[[],{}],"dtype":1,',
+            b'"a":["U8",[1,2],[0,4]],"b":["F32",[],[4,8]],',
+            b"1e308",
+        )
+    ]
 
 
 def _gguf_files() -> list[bytes]:
@@ -109,7 +205,11 @@ def _gguf_files() -> list[bytes]:
 
     kinds = [entry(f"k{kind}", kind, 1) for kind in NUMBERS]
     arrays = [entry("strings", ARRAY, (STRING, ["x", "yz"])), entry("nested", ARRAY, (ARRAY, [(4, [1, 2]), (4, [])]))]
-    model = [entry("general.architecture", STRING, "llama"), entry("general.alignment", 4, 64), entry("general.file_type", 4, 15)]
+    model = [
+        entry("general.architecture", STRING, "llama"),
+        entry("general.alignment", 4, 64),
+        entry("general.file_type", 4, 15),
+    ]
     return [
         gguf_file([tensor("a")], [entry("general.architecture", STRING, "llama")]),
         gguf_file([tensor("a", (4, 2)), tensor("b", (32,), 2, 32)], kinds, data=50),

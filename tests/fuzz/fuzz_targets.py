@@ -8,22 +8,21 @@ name or a hint, a verdict other than the reference parser's, a range outside the
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
-import mmap
 import os
 import struct
 import sys
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import safetensors
+from fuzz_compiled import examine_values
 
-from weightlift.engines.native import library_path
-from weightlift.errors import EngineError, HeaderError, WeightliftError
+from weightlift.errors import EngineError, WeightliftError
 from weightlift.formats import compiled, describe, header_decoder, header_scanner
 from weightlift.formats.gguf_values import GGUFMetadata
-from weightlift.formats.header_text import HeaderText
 from weightlift.formats.index_file import read_index, reason_to_refuse
 from weightlift.formats.model_config import read_config
 from weightlift.formats.safetensors import parse_header
@@ -33,7 +32,6 @@ from weightlift.types import HeaderRules
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from weightlift.description import Description
     from weightlift.formats.safetensors import Header
@@ -69,6 +67,7 @@ class _Watch:
     def nothing_is_run(self) -> Iterator[None]:
         """Fail if code in the block imports, evaluates or starts anything, or changes files."""
         if not self.installed:
+            _read_once()
             sys.addaudithook(self)
             self.installed = True
         self.seen, self.watching = [], True
@@ -80,6 +79,16 @@ class _Watch:
 
 
 _WATCH: Final = _Watch()
+
+
+def _read_once() -> None:
+    """Have imported and found what the first file of a process imports and finds."""
+    header = b'{"a":["U8",[1],[0,1]]}'
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.safetensors"
+        path.write_bytes(len(header).to_bytes(8, "little") + header + b"x")
+        describe(path)
+        safetensors.safe_open(path, framework="np")
 
 
 @dataclass(frozen=True)
@@ -103,13 +112,18 @@ def attempt(call: Callable[[], Answer], path: Path) -> tuple[Answer | None, Weig
         with _WATCH.nothing_is_run():
             return call(), None
     except WeightliftError as err:
-        assert not isinstance(err, EngineError), err
-        assert err.hint, err
-        assert path.name in err.message, err
-        assert str(err.path).startswith(str(path.parent)), err.path
-        assert err.message.isprintable(), repr(err.message)
-        assert len(err.message) < MESSAGE_CHARACTERS_MAX + len(str(path)), len(err.message)
+        _check_refusal(err, path)
         return None, err
+
+
+def _check_refusal(error: WeightliftError, path: Path) -> None:
+    """A refusal blames the file, is short, harms no terminal and says what to do."""
+    assert not isinstance(error, EngineError), error
+    assert error.hint, error
+    assert path.name in error.message, error
+    assert str(error.path).startswith(str(path.parent)), error.path
+    assert error.message.isprintable(), repr(error.message)
+    assert len(error.message) < MESSAGE_CHARACTERS_MAX + len(str(path)), len(error.message)
 
 
 # ---- safetensors
@@ -129,7 +143,8 @@ def _reference(path: Path, content: bytes) -> Contents | None:
 
 
 def _views(content: bytes) -> list[tuple[str, dict[str, Any]]]:
-    return safetensors.deserialize(content)
+    views: list[tuple[str, dict[str, Any]]] = safetensors.deserialize(content)
+    return views
 
 
 def _ours(header: Header, content: bytes) -> Contents:
@@ -256,7 +271,9 @@ def archive_of(pickled: bytes) -> bytes:
     entries = {"m/data.pkl": pickled, "m/data/0": STORAGE, "m/data/1": STORAGE}
     for name, data in entries.items():
         sizes, raw = (0, len(data), len(data)), name.encode()
-        directory += struct.pack("<4s6H3L5H2L", b"PK\x01\x02", 0, 0, 0, 0, 0, 0, *sizes, len(raw), 0, 0, 0, 0, 0, len(local))
+        directory += struct.pack(
+            "<4s6H3L5H2L", b"PK\x01\x02", 0, 0, 0, 0, 0, 0, *sizes, len(raw), 0, 0, 0, 0, 0, len(local)
+        )
         directory += raw
         local += struct.pack("<4s5H3L2H", b"PK\x03\x04", 0, 0, 0, 0, 0, *sizes, len(raw), 0) + raw + data
     count = len(entries)
@@ -314,72 +331,6 @@ def examine_config(content: bytes, folder: Path) -> WeightliftError | None:
         read_config(folder)
         summarise_model(describe(path))
     return None
-
-
-# ---- The compiled functions
-
-
-class _Guarded:
-    """Memory behind whose last byte nothing may be read."""
-
-    def __init__(self) -> None:
-        self.pages = mmap.mmap(-1, 64 * mmap.PAGESIZE)
-        self.room = 63 * mmap.PAGESIZE
-        self.begin = ctypes.addressof(ctypes.c_char.from_buffer(self.pages))
-        libc = ctypes.CDLL(None, use_errno=True)
-        failed = libc.mprotect(ctypes.c_void_p(self.begin + self.room), ctypes.c_size_t(mmap.PAGESIZE), 0)
-        assert not failed, os.strerror(ctypes.get_errno())
-
-    def put(self, text: bytes) -> Any:
-        """A pointer to a text that ends where memory does."""
-        assert len(text) <= self.room
-        self.pages[self.room - len(text) : self.room] = text
-        return ctypes.c_char_p(self.begin + self.room - len(text))
-
-
-_COMPILED: list[tuple[compiled.Values, _Guarded]] = []
-
-
-def examine_values(content: bytes, _: Path) -> WeightliftError | None:
-    """The functions of ``_values.c`` on a text that ends where memory does, beside what they stand for."""
-    if not _COMPILED:
-        _COMPILED.append((compiled.Values(library_path()), _Guarded()))
-    values, guarded = _COMPILED[0]
-    depth, text = (content[0] % 128, content[1:]) if content else (0, b"")
-    pointer, length = guarded.put(text), len(text)
-    reason = ctypes.c_uint32()
-    end = values._value(pointer, length, 0, depth, ctypes.byref(reason))
-    assert end <= length
-    assert values._unknown(pointer, length, 0, depth) <= length
-    _check_tensors(values, pointer, text)
-    try:
-        text.decode()
-    except UnicodeDecodeError:
-        return None
-    here = HeaderText(text, "values")
-    try:
-        here.skip_value_here(depth)
-    except HeaderError as err:
-        assert reason.value, text
-        return err
-    assert (end, reason.value) == (here.position, 0), text
-    return None
-
-
-def _check_tensors(values: compiled.Values, pointer: Any, text: bytes) -> None:
-    """Columns are filled within their bounds, and names lie in the text one after the other."""
-    for strict in (False, True):
-        batch = compiled.TensorBatch(("F32", "U8"), strict=strict)
-        batch.table.rows_max, batch.table.dims_max = 2, 3
-        end = values._tensors(pointer, len(text), 0, batch.dtypes, strict, ctypes.byref(batch.table))
-        assert end <= len(text)
-        assert batch.rows <= 2
-        assert batch.table.dims_used <= 3
-        last = 0
-        for begin, stop in batch.names():
-            assert last <= begin < stop <= end
-            assert text[begin : begin + 1] == text[stop - 1 : stop] == b'"'
-            last = stop
 
 
 TARGETS: Final = {

@@ -151,7 +151,9 @@ def keep(name: str) -> None:
 
 def record(run: dict[str, Any]) -> None:
     """Append a run to the record."""
-    record = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"schema": 1, "runs": []}
+    record: dict[str, Any] = {"schema": 1, "executions": 0, "runs": []}
+    if RESULTS.exists():
+        record = json.loads(RESULTS.read_text(encoding="utf-8"))
     record["runs"].append(run)
     record["executions"] = sum(run["executions"] for run in record["runs"])
     RESULTS.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -19,6 +19,8 @@ pytest.importorskip("numpy", reason="the reference parser opens files with numpy
 import fuzz_seeds
 import fuzz_targets
 
+from weightlift.formats import describe
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -79,6 +81,22 @@ def test_hostile_inputs_are_many(tmp_path: Path) -> None:
     assert min(counts.values()) >= HOSTILE_MIN // 20
 
 
+@pytest.mark.parametrize("key", [b"l", b"l" * 50_000], ids=["many names", "long names"])
+def test_names_of_shared_values_stay_in_bounds(tmp_path: Path, key: bytes) -> None:
+    """Dictionaries each of which holds the one before twice: few bytes of pickle, 2^22 names."""
+    text = b"X" + len(key).to_bytes(4, "little") + key
+    levels = (b"}(h\xffh%ch\xfeh%cuq%c" % (level, level, level + 1) for level in range(22))
+    pickled = b"\x80\x02%bq\xffX\1\0\0\0rq\xfe}(h\xffNuq\0%b." % (text, b"".join(levels))
+    tracemalloc.start()
+    try:
+        error = fuzz_targets.examine_pickle(pickled, tmp_path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert "counting each place" in str(error) or "names take more than" in str(error)
+    assert peak < 48 << 20
+
+
 def test_the_kept_corpus_is_small_and_for_known_targets() -> None:
     names = {path.name for path in fuzz_seeds.CORPUS.iterdir()}
     assert names == set(fuzz_targets.TARGETS)
@@ -89,14 +107,14 @@ def test_the_kept_corpus_is_small_and_for_known_targets() -> None:
 def test_an_oracle_that_sees_a_wrong_answer_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The targets can fail: here weightlift accepts whatever the reference parser refuses, and the other way round."""
     good, bad = fuzz_seeds.good_files("safetensors")[0], fuzz_seeds.rule_files("safetensors")[40]
-    description = None
+    path = tmp_path / "good.safetensors"
+    path.write_bytes(good)
+    description = describe(path)
     with monkeypatch.context() as patch:
-        path = tmp_path / "good.safetensors"
-        path.write_bytes(good)
-        description = fuzz_targets.describe(path)
         patch.setattr(fuzz_targets, "describe", lambda *_, **__: description)
         with pytest.raises(AssertionError, match="reference: None"):
             fuzz_targets.examine_safetensors(bad, tmp_path)
-    with monkeypatch.context() as patch, pytest.raises(AssertionError, match="did"):
+    with monkeypatch.context() as patch:
         patch.setattr(fuzz_targets, "describe", lambda *_, **__: eval("1 + 1"))  # noqa: S307 - to be noticed
-        fuzz_targets.examine_pytorch(good, tmp_path)
+        with pytest.raises(AssertionError, match="did"):
+            fuzz_targets.examine_pytorch(good, tmp_path)

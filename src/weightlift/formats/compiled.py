@@ -23,6 +23,9 @@ ROWS: Final = 1 << 12
 DIMENSIONS: Final = 1 << 14
 """How many dimensions these may have together; a tensor that has more by itself is left to the caller."""
 
+_TENSOR_BYTES_MIN: Final = len('"":["U8",[],[0,0]],')
+
+
 class _Table(ctypes.Structure):
     """``columns`` of ``_values.c``."""
 
@@ -37,18 +40,20 @@ class TensorBatch:
 
     Args:
         dtypes: the names of the data types, in the order of their codes.
+        text_bytes: how long the header is that they are read from; a short one needs little room.
         strict: whether nothing but the form that writers use is to be read.
     """
 
-    def __init__(self, dtypes: Sequence[str], *, strict: bool) -> None:
+    def __init__(self, dtypes: Sequence[str], text_bytes: int, *, strict: bool) -> None:
+        rows, dims = min(ROWS, text_bytes // _TENSOR_BYTES_MIN + 1), min(DIMENSIONS, text_bytes // 2 + 1)
         self.dtypes = b"".join(name.encode() + b"\0" for name in dtypes)
         self.strict = strict
-        self._codes = array("B", bytes(ROWS))
-        self._ranks = array("I", bytes(4 * ROWS))
-        self._dims = array("Q", bytes(8 * DIMENSIONS))
-        self._name_begins, self._name_ends, self._begins, self._ends = (array("Q", bytes(8 * ROWS)) for _ in range(4))
+        self._codes = array("B", bytes(rows))
+        self._ranks = array("I", bytes(4 * rows))
+        self._dims = array("Q", bytes(8 * dims))
+        self._name_begins, self._name_ends, self._begins, self._ends = (array("Q", bytes(8 * rows)) for _ in range(4))
         filled = (self._name_begins, self._name_ends, self._begins, self._ends, self._dims, self._ranks, self._codes)
-        self.table = _Table(*(column.buffer_info()[0] for column in filled), ROWS, DIMENSIONS)
+        self.table = _Table(*(column.buffer_info()[0] for column in filled), rows, dims)
 
     @property
     def rows(self) -> int:

@@ -94,7 +94,7 @@ class _Scanner(HeaderText):
         self.strict = strict
         self.patterns = (_TYPICAL_TENSOR,) if strict else (_TENSOR_WITH_MORE, _TENSOR_AS_LIST)
         self.library = compiled.library()
-        self.batch = compiled.TensorBatch(tuple(SAFETENSORS), strict=strict) if self.library else None
+        self.batch = compiled.TensorBatch(tuple(SAFETENSORS), len(header), strict=strict) if self.library else None
         self.columns = TensorColumns()
         self.metadata: dict[str, str] | None = None
         self.metadata_seen = False
