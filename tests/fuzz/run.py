@@ -39,7 +39,13 @@ FINDINGS_MAX: Final = 10
 INPUT_BYTES_MAX: Final = 4096
 KEPT_BYTES_MAX: Final = 30_000
 KEPT_INPUT_BYTES_MAX: Final = 1500
-LIMITS: Final = (f"-max_len={INPUT_BYTES_MAX}", "-timeout=20", "-rss_limit_mb=2048", "-print_final_stats=1")
+LIMITS: Final = (
+    f"-max_len={INPUT_BYTES_MAX}",
+    "-timeout=60",
+    "-report_slow_units=60",
+    "-rss_limit_mb=2048",
+    "-print_final_stats=1",
+)
 
 _EXECUTED: Final = re.compile(r"stat::number_of_executed_units:\s*(\d+)")
 _REACHED: Final = re.compile(r"cov: (\d+) ft: (\d+) corp: (\d+)")
