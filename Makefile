@@ -10,7 +10,7 @@ PIP_OPTIONS := --quiet --disable-pip-version-check
 # A change in one of these makes an installed package out of date; Python modules are used where they lie.
 INSTALL_INPUTS := pyproject.toml setup.py src/weightlift/_version.py src/weightlift/engines/_engine.c src/weightlift/formats/_values.c
 
-.PHONY: help demo test bench docs sanitize sanitize-sample fetch-hip clean
+.PHONY: help demo test bench docs fuzz sanitize sanitize-sample fetch-hip clean
 .PHONY: check check-format check-lint check-lengths check-import check-layers check-engine check-types
 .NOTPARALLEL:
 
@@ -20,6 +20,7 @@ help:
 	@echo "make check     runs every gate: format, lint, types, layers, lengths, import time, the C engine"
 	@echo "make bench     runs the benchmarks; ARGUMENTS=... goes to them"
 	@echo "make docs      builds the documentation into build/docs, warnings as errors"
+	@echo "make fuzz      tries hostile files by the million, guided by what they reach; ARGUMENTS=... goes to tests/fuzz/run.py"
 	@echo "make sanitize  repeats the tests of the C engine under address, undefined and thread sanitizers"
 	@echo "               (make sanitize-sample: only the quickest of them, as .ci/run does)"
 	@echo "make fetch-hip fetches the real HIP runtime, which some tests compare with; needs apt, no GPU"
@@ -59,6 +60,9 @@ docs: $(VENV_DOCS)/installed
 	$(VENV_DOCS)/bin/python -m sphinx --quiet --fail-on-warning --keep-going -d build/doctrees docs build/docs
 	@echo "the documentation is in build/docs/index.html"
 
+fuzz: $(VENV)/fuzz
+	$(VENV)/bin/python tests/fuzz/run.py $(ARGUMENTS)
+
 sanitize: $(VENV)/installed
 	$(VENV)/bin/python tools/check_engine.py run --require
 sanitize-sample: $(VENV)/installed
@@ -85,6 +89,11 @@ $(VENV)/installed: $(VENV)/created $(INSTALL_INPUTS)
 	@echo "installing weightlift and what its tests and checks need into $(VENV)"
 	@$(VENV)/bin/python -m pip install $(PIP_OPTIONS) --editable . --group test --group check
 	@$(VENV)/bin/python -m pip install $(PIP_OPTIONS) --no-deps --group frameworks-alone
+	@touch $@
+
+$(VENV)/fuzz: $(VENV)/installed
+	@echo "installing the fuzzer into $(VENV)"
+	@$(VENV)/bin/python -m pip install $(PIP_OPTIONS) --group fuzz
 	@touch $@
 
 $(VENV_DEMO)/installed: $(VENV_DEMO)/created $(INSTALL_INPUTS)

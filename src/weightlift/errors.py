@@ -13,6 +13,7 @@
     ├── CheckpointNotFoundError (FileNotFoundError)
     ├── AccessError (PermissionError)         the file exists and may not be read
     ├── ReadError (OSError)                   the storage failed while reading
+    ├── WriteError (OSError)                  a report, trace or manifest could not be written
     ├── IntegrityError (ValueError)           contents differ from those that a manifest vouches for
     ├── FileChangedError                      replaced, truncated or written to after it was opened
     ├── OptionError (ValueError)              a value the caller passed is not one of those possible
@@ -108,6 +109,12 @@ class AccessError(WeightliftError, PermissionError):
 
 class ReadError(WeightliftError, OSError):
     """The operating system failed a read; ``errno`` holds its number."""
+
+    errno: int | None = None
+
+
+class WriteError(WeightliftError, OSError):
+    """A file that weightlift was to write is not there, or is as it was before; ``errno`` holds the system's number."""
 
     errno: int | None = None
 

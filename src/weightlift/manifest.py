@@ -7,9 +7,7 @@ programs will take them for paths.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -19,6 +17,7 @@ from weightlift._version import __version__
 from weightlift.errors import IntegrityError, ManifestError, printable
 from weightlift.formats.files import open_file, shown_path
 from weightlift.formats.index_file import reason_to_refuse
+from weightlift.writing import whole_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -174,20 +173,13 @@ def manifest_path(path: Path, description: Description) -> Path:
 
 
 def write_manifest(manifest: Manifest, path: Path) -> None:
-    """Write a manifest; it appears whole or not at all."""
-    descriptor, name = tempfile.mkstemp(prefix=".weightlift-", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(manifest.to_bytes())
-            file.flush()
-            os.fsync(file.fileno())
-        # A temporary file is private; what it holds is no secret, and others may be meant to read it.
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            Path(name).unlink()
-        raise
+    """Write a manifest; it appears whole or not at all.
+
+    Raises:
+        WriteError: it cannot be written.
+    """
+    with whole_file(path, binary=True) as file:
+        file.write(manifest.to_bytes())
 
 
 def described_differences(description: Description, rows: Sequence[int], manifest: Manifest) -> dict[str, str]:

@@ -95,7 +95,7 @@ def test_names_out_of_files_do_not_steer_the_terminal(tmp_path: Path, capsys: py
         (["verify", "{folder}", "--host-memory", "1MiB"], 4, "BudgetError"),
         (["verify", "{folder}", "--names", "*"], 2, "UsageError"),
         (["manifest", "{folder}.missing"], 1, "CheckpointNotFoundError"),
-        (["manifest", "{folder}", "--output", "{folder}/no/such/place"], 1, "FileNotFoundError"),
+        (["manifest", "{folder}", "--output", "{folder}/no/such/place"], 1, "WriteError"),
     ],
 )
 def test_errors(folder: Path, capsys: pytest.CaptureFixture[str], words: list[str], code: int, kind: str) -> None:

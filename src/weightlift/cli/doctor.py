@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from weightlift.cli.outcome import ExitCode, UsageError, write_json
+from weightlift.writing import NewFile
 
 if TYPE_CHECKING:
     import argparse
@@ -90,8 +91,10 @@ def _self_test(arguments: argparse.Namespace) -> int:
     from weightlift.health.self_test import run_self_test
 
     output = arguments.output or Path(_REPORT)
-    result = run_self_test(arguments.device or "cuda:0", arguments.folder, _note)
-    output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    with NewFile(output) as report:
+        result = run_self_test(arguments.device or "cuda:0", arguments.folder, _note)
+        with report.writing() as file:
+            file.write(json.dumps(result, indent=1) + "\n")
     failed = [name for name, step in result["steps"].items() if not step["ok"]]
     verdict = f"{len(failed)} of {len(result['steps'])} steps failed" if failed else "every step passed"
     print(f"{verdict}; the report is in {output}", file=sys.stderr)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
+from weightlift.errors import WriteError
 from weightlift.recording import Recording
+from weightlift.writing import NewFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,8 +32,8 @@ class Written:
 def recorded(trace: str | None, page: str | None, path: str) -> Iterator[Written]:
     """Record a load, and write the files when it has ended.
 
-    Whether they can be written is found out first, so that a load is not in vain. The trace is written for a load that
-    failed too; a page is not, and one that is there already stays.
+    Both are begun first, so that a load is not in vain for want of a place. The trace is written for a load that failed
+    too; a page is not. Neither is ever there in part, and one that was there before stays if it cannot be replaced.
 
     Args:
         trace: where the trace goes, if it is wanted.
@@ -40,32 +41,35 @@ def recorded(trace: str | None, page: str | None, path: str) -> Iterator[Written
         path: what is loaded, as the user named it.
 
     Raises:
-        OSError: a file cannot be written.
+        WriteError: a file cannot be written.
     """
-    new = [name for name in (trace, page) if name and not os.path.exists(name)]
-    for name in (trace, page):
-        if name:
-            open(name, "a", encoding="utf-8").close()
     written = Written(_recording(steps=trace is not None) if trace or page else None)
-    try:
-        yield written
-    finally:
-        if trace and written.recording is not None:
-            from weightlift.reports.trace import write_trace
+    with contextlib.ExitStack() as unfinished:
+        trace_file, page_file = (unfinished.enter_context(NewFile(name)) if name else None for name in (trace, page))
+        try:
+            yield written
+        except BaseException as failure:
+            # A trace that cannot be written must not hide why the load failed.
+            try:
+                _write_trace(trace_file, written)
+            except WriteError as err:
+                failure.add_note(err.message)
+            raise
+        _write_trace(trace_file, written)
+        if page_file is not None and written.report is not None:
+            from weightlift.reports.page import report_page
 
-            with _create(trace) as file:
-                write_trace(file, written.recording, written.report.samples if written.report else ())
-        if page and written.report is None and page in new:
-            os.unlink(page)
-    if page and written.report is not None:
-        from weightlift.reports.page import report_page
-
-        with _create(page) as file:
-            file.writelines(report_page(written.report, path))
+            with page_file.writing() as file:
+                file.writelines(report_page(written.report, path))
 
 
-def _create(name: str) -> IO[str]:
-    return open(name, "w", encoding="utf-8", errors="backslashreplace")
+def _write_trace(trace_file: NewFile | None, written: Written) -> None:
+    if trace_file is None or written.recording is None:
+        return
+    from weightlift.reports.trace import write_trace
+
+    with trace_file.writing() as file:
+        write_trace(file, written.recording, written.report.samples if written.report else ())
 
 
 def _recording(*, steps: bool) -> Recording:

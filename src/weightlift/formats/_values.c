@@ -1,7 +1,9 @@
-/* Passing over JSON values that a header has and nobody wants, as the reference parser of safetensors headers judges them.
+/* Reading the tensors of a safetensors header into columns, and passing over JSON values that nobody wants, as the reference
+ * parser of such headers judges them.
  *
- * The same rules are in header_text.py, which is used where nothing was compiled and says what is wrong: here a refusal is
- * a position and a number. The text is known to be UTF-8. Nothing is allocated, and nothing outside the text is read.
+ * The same rules are in header_scanner.py and header_text.py, which are used where nothing was compiled and say what is
+ * wrong: here a refusal is a position and a number. The text is known to be UTF-8. Nothing is allocated, nothing outside
+ * the text is read, and nothing is written outside the columns that are handed in.
  */
 #include <math.h>
 #include <stdint.h>
@@ -158,12 +160,24 @@ static int read_plain(reader *r) {
     return read_number(r);
 }
 
-static int read_key(reader *r) {
+/* Where a text stands, without its quotes. */
+typedef struct {
+    uint64_t begin, end;
+} span;
+
+static int read_name(reader *r, span *name) {
     skip_space(r);
+    name->begin = r->position + 1;
     if (!read_text(r, REASON_NAME)) return 0;
+    name->end = r->position - 1;
     if (!accept(r, ':')) return refuse(r, REASON_COLON);
     skip_space(r);
     return 1;
+}
+
+static int read_key(reader *r) {
+    span name;
+    return read_name(r, &name);
 }
 
 static int read_value(reader *r, uint32_t depth) {
@@ -220,4 +234,152 @@ EXPORT uint64_t wl_skip_unknown(const uint8_t *text, uint64_t length, uint64_t p
         if (text[end] == '\\' || is_known(text + name, end - name) || !read_value(&r, depth) || !accept(&r, ','))
             return before;
     }
+}
+
+/* Whether a text that was read is this word of ASCII letters, its escapes resolved. */
+static int is_word(const reader *r, span text, const char *word) {
+    uint64_t at = text.begin;
+    while (at < text.end && *word) {
+        int c = r->text[at], is_escape = c == '\\';
+        if (is_escape) c = r->text[at + 1] == 'u' ? code_unit(r, at) : -1; /* no short escape stands for a letter */
+        if (c != (unsigned char)*word++) return 0;
+        at += is_escape ? 6 : 1;
+    }
+    return at == text.end && !*word;
+}
+
+/* Reads a whole number of 64 bits that has neither a fraction nor an exponent. */
+static int read_integer(reader *r, uint64_t *number) {
+    skip_space(r);
+    uint64_t digits = digits_at(r, r->position), end = r->position + digits;
+    *number = 0;
+    if (!digits || (digits > 1 && r->text[r->position] == '0')) return 0;
+    if (end < r->length && (r->text[end] == '.' || (r->text[end] | 0x20) == 'e')) return 0;
+    if (leading_digits(number, r->text + r->position, digits) != digits) return 0;
+    r->position = end;
+    return 1;
+}
+
+/* What is read of many tensors: one entry a tensor in each column, and the dimensions of all one after the other. */
+typedef struct {
+    uint64_t *name_begins, *name_ends, *begins, *ends, *dims; /* names with their quotes */
+    uint32_t *ranks;
+    uint8_t *codes;
+    uint64_t rows_max, dims_max, rows, dims_used;
+} columns;
+
+enum { FIELD_DTYPE = 1, FIELD_SHAPE = 2, FIELD_OFFSETS = 4, FIELDS_ALL = 7 };
+
+typedef struct {
+    const char *dtypes; /* their names, each with a zero behind it, and one more behind the last */
+    int strict;
+    columns *table;
+} rules;
+
+/* Reads a data type, which may be written as the key of an object that holds null. */
+static int read_dtype(reader *r, const rules *by) {
+    span text = {0, 0};
+    uint8_t code = 0;
+    int wrapped = !by->strict && accept(r, '{');
+    skip_space(r);
+    text.begin = r->position + 1;
+    if (!read_text(r, REASON_TEXT)) return 0;
+    text.end = r->position - 1;
+    if (wrapped) {
+        if (!accept(r, ':')) return 0;
+        skip_space(r);
+        if (r->length - r->position < 4 || memcmp(r->text + r->position, "null", 4)) return 0;
+        r->position += 4;
+        if (!accept(r, '}')) return 0;
+    }
+    for (const char *name = by->dtypes; *name; name += strlen(name) + 1, code++) {
+        if (!is_word(r, text, name)) continue;
+        by->table->codes[by->table->rows] = code;
+        return 1;
+    }
+    return 0;
+}
+
+static int read_shape(reader *r, columns *table) {
+    uint64_t first = table->dims_used;
+    if (!accept(r, '[')) return 0;
+    if (!accept(r, ']')) {
+        do {
+            if (table->dims_used == table->dims_max || !read_integer(r, table->dims + table->dims_used)) return 0;
+            table->dims_used++;
+        } while (accept(r, ','));
+        if (!accept(r, ']')) return 0;
+    }
+    table->ranks[table->rows] = (uint32_t)(table->dims_used - first);
+    return 1;
+}
+
+static int read_offsets(reader *r, columns *table) {
+    return accept(r, '[') && read_integer(r, table->begins + table->rows) && accept(r, ',') &&
+           read_integer(r, table->ends + table->rows) && accept(r, ']');
+}
+
+static int read_field(reader *r, const rules *by, int field) {
+    if (field == FIELD_DTYPE) return read_dtype(r, by);
+    return field == FIELD_SHAPE ? read_shape(r, by->table) : read_offsets(r, by->table);
+}
+
+static int read_fields(reader *r, const rules *by) {
+    int seen = 0;
+    do {
+        span name;
+        int field = 0;
+        if (!read_name(r, &name)) return 0;
+        if (is_word(r, name, "dtype")) field = FIELD_DTYPE;
+        else if (is_word(r, name, "shape")) field = FIELD_SHAPE;
+        else if (is_word(r, name, "data_offsets")) field = FIELD_OFFSETS;
+        if (seen & field || (!field && by->strict)) return 0;
+        if (!(field ? read_field(r, by, field) : read_value(r, 2))) return 0;
+        seen |= field;
+    } while (accept(r, ','));
+    return seen == FIELDS_ALL && accept(r, '}');
+}
+
+/* Reads a tensor, an object or a list of its three fields, into the row after the last. */
+static int read_tensor(reader *r, const rules *by) {
+    if (accept(r, '{')) return read_fields(r, by);
+    return !by->strict && accept(r, '[') && read_dtype(r, by) && accept(r, ',') && read_shape(r, by->table) &&
+           accept(r, ',') && read_offsets(r, by->table) && accept(r, ']');
+}
+
+/* Reads members of a header that are tensors, as long as a comma follows and the columns have room. Returns where the next
+ * member begins; one that is refused, or is no tensor, is left to the caller. */
+EXPORT uint64_t wl_read_tensors(const uint8_t *text, uint64_t length, uint64_t position, const char *dtypes, uint32_t strict,
+                                columns *table) {
+    reader r = {text, length, position, REASON_NONE};
+    rules by = {dtypes, strict != 0, table};
+    while (table->rows < table->rows_max) {
+        uint64_t before = r.position, dims = table->dims_used;
+        span name;
+        if (!read_name(&r, &name) || is_word(&r, name, "__metadata__") || !read_tensor(&r, &by) || !accept(&r, ',')) {
+            table->dims_used = dims;
+            return before;
+        }
+        table->name_begins[table->rows] = name.begin - 1;
+        table->name_ends[table->rows++] = name.end + 1;
+    }
+    return r.position;
+}
+
+/* The first tensor whose range of bytes does not have the size of its data type and shape, with products in 64 bits as the
+ * reference parser takes them; `count` if all have. `bits` are those of an element by data type. */
+EXPORT uint64_t wl_first_wrong_size(const uint8_t *codes, const uint32_t *ranks, const uint64_t *dims, const uint64_t *begins,
+                                    const uint64_t *ends, uint64_t count, const uint64_t *bits) {
+    for (uint64_t row = 0; row < count; dims += ranks[row++]) {
+        uint64_t elements = 1, width = bits[codes[row]];
+        if (ends[row] < begins[row]) return row;
+        for (uint32_t i = 0; i < ranks[row]; i++) {
+            if (dims[i] && elements > UINT64_MAX / dims[i]) return row;
+            elements *= dims[i];
+        }
+        if (elements > UINT64_MAX / width) return row;
+        elements *= width;
+        if (elements % 8 || elements / 8 != ends[row] - begins[row]) return row;
+    }
+    return count;
 }

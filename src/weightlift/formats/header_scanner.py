@@ -17,13 +17,20 @@ a hostile header takes memory in proportion to what had been accepted before, ne
 from __future__ import annotations
 
 import re
-from typing import Final
+from itertools import count
+from typing import TYPE_CHECKING, Final, NoReturn
+
+import msgspec
 
 from weightlift.dtypes import SAFETENSORS
 from weightlift.errors import FormatError, UnsupportedDtypeError, printable
+from weightlift.formats import compiled
 from weightlift.formats.columns import TensorColumns
-from weightlift.formats.header_text import UNKNOWN, HeaderText, pattern
+from weightlift.formats.header_text import ANY_TEXT, UNKNOWN, HeaderText, names_in, pattern
 from weightlift.types import HeaderRules
+
+if TYPE_CHECKING:
+    from collections.abc import KeysView, Sequence
 
 _UINT64_MAX: Final = (1 << 64) - 1
 _METADATA: Final = "__metadata__"
@@ -33,14 +40,19 @@ _CODES: Final = {name: code for code, name in enumerate(SAFETENSORS)}
 _UINT: Final = rb"(?:0|[1-9][0-9]*+)"
 _INTEGER = re.compile(_UINT + rb"(?![0-9.eE])")
 _INTEGERS = pattern(rb"(?: (?:0|[1-9][0-9]{0,19}+) ,){1,4096}+")
-_SPACE_COMMA = pattern(rb" , ")
+_LENGTHS: Final = rb"((?:0|[1-9][0-9]{0,18})(?: , (?:0|[1-9][0-9]{0,18})){0,7}+)?+"
+_RANGE: Final = rb"\[ (0|[1-9][0-9]{0,18}) , (0|[1-9][0-9]{0,18}) \]"
 _TYPICAL: Final = (
-    rb'"([^"\\\x00-\x1f]*+)" : \{%b "dtype" : "([A-Z0-9_]++)" ,%b "shape" : '
-    rb"\[ ((?:0|[1-9][0-9]{0,18})(?: , (?:0|[1-9][0-9]{0,18})){0,7}+)?+ \] ,%b "
-    rb'"data_offsets" : \[ (0|[1-9][0-9]{0,18}) , (0|[1-9][0-9]{0,18}) \]%b \}'
+    rb' (%b) : \{%%b "dtype" : "([A-Z0-9_]++)()" ,%%b "shape" : \[ %b \] ,%%b "data_offsets" : %b%%b \} ,'
+    % (ANY_TEXT, _LENGTHS, _RANGE)
 )
 _TYPICAL_TENSOR = pattern(_TYPICAL % (b"", b"", b"", b""))
 _TENSOR_WITH_MORE = pattern(_TYPICAL % (*[rb"(?: %b ,)*+" % UNKNOWN] * 3, rb"(?: , %b)*+" % UNKNOWN))
+_TENSOR_AS_LIST = pattern(
+    rb' (%b) : \[ (?:"([A-Z0-9_]++)"|\{ "([A-Z0-9_]++)" : null \}) , \[ %b \] , %b \] ,' % (ANY_TEXT, _LENGTHS, _RANGE)
+)
+_NAMES: Final = msgspec.json.Decoder(list[str])
+_TEXTS: Final = msgspec.json.Decoder(dict[str, str])
 
 
 def scan(header: bytes, *, path: str, rules: HeaderRules) -> tuple[TensorColumns, dict[str, str]]:
@@ -62,13 +74,27 @@ def scan(header: bytes, *, path: str, rules: HeaderRules) -> tuple[TensorColumns
     return _Scanner(header, path, strict=rules is HeaderRules.STRICT).scan()
 
 
+def first_repeat(known: KeysView[str], names: Sequence[str]) -> str | None:
+    """The first of some names that is known or was among them before."""
+    if known.isdisjoint(names) and len(set(names)) == len(names):
+        return None
+    seen: set[str] = set()
+    for name in names:
+        if name in known or name in seen:
+            return name
+        seen.add(name)
+    return None
+
+
 class _Scanner(HeaderText):
     """One pass over one header."""
 
     def __init__(self, header: bytes, path: str, *, strict: bool) -> None:
         super().__init__(header, path)
         self.strict = strict
-        self.typical = _TYPICAL_TENSOR if strict else _TENSOR_WITH_MORE
+        self.patterns = (_TYPICAL_TENSOR,) if strict else (_TENSOR_WITH_MORE, _TENSOR_AS_LIST)
+        self.library = compiled.library()
+        self.batch = compiled.TensorBatch(tuple(SAFETENSORS), len(header), strict=strict) if self.library else None
         self.columns = TensorColumns()
         self.metadata: dict[str, str] | None = None
         self.metadata_seen = False
@@ -84,7 +110,7 @@ class _Scanner(HeaderText):
             self.refuse("the header is not a JSON object")
         if self.strict and self.position:
             self.refuse("the header does not begin with '{', as strict rules demand", at=0)
-        self.members(self.top_level_member)
+        self.members(self.top_level_member, before_each=self.pass_tensors)
         self.skip_space()
         if self.position != len(self.header):
             self.refuse("there is more text after the header's JSON object")
@@ -99,27 +125,49 @@ class _Scanner(HeaderText):
             self.read_metadata()
         else:
             self.read_tensor(name)
-        self.typical_tensors()
 
-    def typical_tensors(self) -> None:
-        """Read on as long as tensors have the form that writers use, which one pattern matches at once."""
-        while (separator := _SPACE_COMMA.match(self.header, self.position)) is not None:
-            match = self.typical.match(self.header, separator.end())
-            code = None if match is None else _CODES.get(match[2].decode("ascii"))
-            if match is None or code is None or match[1] == _METADATA.encode():
+    def pass_tensors(self) -> None:
+        """Read tensors as long as there is nothing wrong with them and more follow."""
+        library, batch = self.library, self.batch
+        if library is None or batch is None:
+            while any(map(self.pass_tensor, self.patterns)):
+                pass
+            return
+        header = self.header
+        while True:
+            self.position = library.read_tensors(header, self.position, batch)
+            if not batch.rows:
                 return
-            dims = match[3]
-            self.columns.dims.extend(map(int, dims.split(b",")) if dims else ())
-            rank = dims.count(b",") + 1 if dims else 0
-            self.position = match.end()
-            self.add_row(match[1].decode("utf-8"), code, rank, int(match[4]), int(match[5]))
+            names = _NAMES.decode(b"[%b]" % b",".join([header[begin:end] for begin, end in batch.names()]))
+            batch.append_to(self.columns)
+            self.add_names(names)
+
+    def pass_tensor(self, usual: re.Pattern[bytes]) -> bool:
+        """Read a tensor of a form that one pattern matches at once, and say whether it was one."""
+        match = usual.match(self.header, self.position)
+        code = None if match is None else _CODES.get((match[2] or match[3]).decode("ascii"))
+        if match is None or code is None:
+            return False
+        (name,) = _NAMES.decode(b"[%b]" % match[1])
+        if name == _METADATA:
+            return False
+        dims = match[4]
+        self.columns.dims.extend(map(int, dims.split(b",")) if dims else ())
+        rank = dims.count(b",") + 1 if dims else 0
+        self.position = match.end()
+        self.add_row(name, code, rank, int(match[5]), int(match[6]))
+        return True
+
+    def add_names(self, names: list[str]) -> None:
+        """Add the names of the rows after those that have one."""
+        if self.strict and (name := first_repeat(self.row_of.keys(), names)) is not None:
+            self.refuse(f"two tensors are called '{printable(name)}', which strict rules refuse", tensor=name)
+        self.row_of.update(zip(names, count(len(self.columns)), strict=False))
+        self.columns.names += names
 
     def add_row(self, name: str, code: int, rank: int, begin: int, end: int) -> None:
-        if self.strict and name in self.row_of:
-            self.refuse(f"two tensors are called '{printable(name)}', which strict rules refuse", tensor=name)
         columns = self.columns
-        self.row_of[name] = len(columns.names)
-        columns.names.append(name)
+        self.add_names([name])
         columns.dtype_codes.append(code)
         columns.ranks.append(rank)
         columns.begins.append(begin)
@@ -136,12 +184,21 @@ class _Scanner(HeaderText):
             self.refuse("__metadata__ is not an object of texts")
         metadata: dict[str, str] = {}
 
+        def refuse_repeat(key: str) -> NoReturn:
+            self.refuse(f"__metadata__ has '{printable(key)}' twice, which strict rules refuse")
+
         def entry(key: str) -> None:
             if self.strict and key in metadata:
-                self.refuse(f"__metadata__ has '{printable(key)}' twice, which strict rules refuse")
+                refuse_repeat(key)
             metadata[key] = self.text(f"__metadata__ entry '{printable(key)}'")
 
-        self.members(entry)
+        def entries() -> None:
+            for texts in self.texts():
+                if self.strict and (key := first_repeat(metadata.keys(), _NAMES.decode(names_in(texts)))) is not None:
+                    refuse_repeat(key)
+                metadata.update(_TEXTS.decode(texts))
+
+        self.members(entry, before_each=entries)
         self.metadata = metadata
 
     def read_tensor(self, name: str) -> None:
@@ -159,7 +216,7 @@ class _Scanner(HeaderText):
                 self.skip_value(depth=2)
 
         if self.peek() == b"{":
-            self.members(field, ignore_unknown=not self.strict)
+            self.members(field, before_each=None if self.strict else self.skip_unknown)
         elif self.peek() == b"[" and not self.strict:
             self.position += 1
             for index, key in enumerate(_FIELDS):

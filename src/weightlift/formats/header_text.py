@@ -16,7 +16,7 @@ from weightlift.formats import compiled
 from weightlift.formats.number_range import exceeds_double
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 WS: Final = rb"[ \t\n\r]*+"
 """The pattern of white space that may be there."""
@@ -52,6 +52,12 @@ _LISTS_END = re.compile(rb"(?:%b\])++" % WS)
 # have too few digits to be out of range, escapes are no surrogates, and nesting is two levels deep at the most.
 # In these patterns a blank stands for white space that may be there.
 _PLAIN_TEXT: Final = rb'"(?:[^"\\\x00-\x1f]++|\\(?:["\\/bfnrt]|u(?![dD][89a-fA-F])[0-9a-fA-F]{4}))*+"'
+ANY_TEXT: Final = (
+    rb'"(?:[^"\\\x00-\x1f]++|\\(?:["\\/bfnrt]|u(?![dD][89a-fA-F])[0-9a-fA-F]{4}|'
+    rb'u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}))*+"'
+)
+"""The pattern of any text that the reference parser takes."""
+
 _PLAIN_VALUE: Final = (
     rb"(?:%b|-?(?:0|[1-9][0-9]{0,17}+)(?:\.[0-9]{1,17}+)?+(?:[eE][+-]?[0-9]{1,2}+)?+(?![0-9.eE])|true|false|null)"
     % _PLAIN_TEXT
@@ -78,6 +84,13 @@ def pattern(text: bytes) -> re.Pattern[bytes]:
 _PLAIN_ITEMS = pattern(rb"(?: %b ,){1,65535}+" % _PLAIN)
 _PLAIN_MEMBERS = pattern(rb"(?: %b : %b ,){1,65535}+" % (_PLAIN_TEXT, _PLAIN))
 _UNKNOWN_MEMBERS = pattern(rb"(?: %b ,){1,65535}+" % UNKNOWN)
+_TEXT = re.compile(ANY_TEXT)
+_TEXT_MEMBERS = pattern(rb"(?: %b : %b ,){1,16384}+" % (ANY_TEXT, ANY_TEXT))
+
+
+def names_in(texts: bytes) -> bytes:
+    """The names of members that are texts, as a list."""
+    return b"[%b]" % b",".join(_TEXT.findall(texts)[::2])
 
 
 class HeaderText:
@@ -149,19 +162,20 @@ class HeaderText:
         self.position = match.end()
         return value
 
-    def members(self, member: Callable[[str], None], *, ignore_unknown: bool = False) -> None:
+    def members(self, member: Callable[[str], None], *, before_each: Callable[[], None] | None = None) -> None:
         """Read an object, calling ``member`` with each key; it has to read the value.
 
         Args:
             member: what to do with a key.
-            ignore_unknown: the object is a tensor, and the keys that it need not have may be left out.
+            before_each: may read as many members as it likes, each with the comma behind it, before the next is read
+                here.
         """
         self.position += 1
         if self.accept(b"}"):
             return
         while True:
-            if ignore_unknown:
-                self.skip_unknown()
+            if before_each is not None:
+                before_each()
             key = self.text("a name")
             self.expect(b":", "after a name")
             self.skip_space()
@@ -169,6 +183,16 @@ class HeaderText:
             if self.accept(b"}"):
                 return
             self.expect(b",", "or '}' after a value")
+
+    def texts(self) -> Iterator[bytes]:
+        """Go behind members that are texts, as long as more follow.
+
+        Yields:
+            Many members at once, as an object.
+        """
+        while (run := _TEXT_MEMBERS.match(self.header, self.position)) is not None:
+            begin, self.position = self.position, run.end()
+            yield b"{%b}" % self.header[begin : self.position - 1]
 
     def pass_over(self, pattern: re.Pattern[bytes]) -> None:
         """Go behind what a pattern matches, as often as it does."""

@@ -124,7 +124,7 @@ def _unpickle(file: OpenFile, entry: ZipEntry) -> tuple[dict[str, TensorRecord],
         )
     data = file.read(data_offset(file, entry, "its pickle"), entry.nbytes)
     try:
-        return flatten(PickleReader(data, look_up=look_up, call=call, resolve=resolve).read())
+        return flatten(PickleReader(data, look_up=look_up, call=call, resolve=resolve).read(), len(data))
     except PickleError as err:
         raise HeaderError(
             f"{shown_path(file.path)}: its pickle holds {err}", hint=_WEIGHTS_ONLY, path=file.path

@@ -21,6 +21,10 @@ LONE_TENSOR: Final = "tensor"
 
 _DEPTH_MAX: Final = 64
 _VALUES_MAX: Final = 2 << 20
+_SHARED_VALUES_MAX: Final = 1 << 16
+_SHARED_CHARACTERS_MAX: Final = 8 << 20
+_CHARACTERS_PER_BYTE: Final = 16
+"""A value that is referred to in several places has a name in each: a few bytes of pickle may name it without end."""
 
 _STORAGES: Final = {
     "DoubleStorage": "float64",
@@ -246,11 +250,15 @@ _CALLS: Final[dict[str, Callable[..., Any]]] = {
 }
 
 
-def flatten(value: Any) -> tuple[dict[str, TensorRecord], dict[str, Any]]:
+def flatten(value: Any, pickle_bytes: int) -> tuple[dict[str, TensorRecord], dict[str, Any]]:
     """Tensors by name, and everything else by name.
 
     Names are the keys and positions on the way to a value, joined by dots. A list without tensors or containers in it
     is one value.
+
+    Args:
+        value: what was pickled.
+        pickle_bytes: how long the pickle is; it bounds how many names there may be and how long they are together.
 
     Raises:
         PickleError: two values have the same name; a key is neither text nor a number; or the nesting is too deep, too
@@ -260,7 +268,7 @@ def flatten(value: Any) -> tuple[dict[str, TensorRecord], dict[str, Any]]:
         return {LONE_TENSOR: value}, {}
     if not _is_container(value):
         raise PickleError(f"one {type(value).__name__} and no tensors")
-    found = _Flattening()
+    found = _Flattening(pickle_bytes)
     found.visit(value, "", 0)
     return found.tensors, found.values
 
@@ -276,10 +284,19 @@ def _is_container(value: Any) -> bool:
 class _Flattening:
     """Collects what is found on the way through nested values."""
 
-    def __init__(self) -> None:
+    def __init__(self, pickle_bytes: int) -> None:
         self.tensors: dict[str, TensorRecord] = {}
         self.values: dict[str, Any] = {}
-        self._visited = 0
+        self._values_left = self._values_max = min(_VALUES_MAX, _SHARED_VALUES_MAX + pickle_bytes)
+        self._characters_left = self._characters_max = _SHARED_CHARACTERS_MAX + _CHARACTERS_PER_BYTE * pickle_bytes
+
+    def _count(self, characters: int) -> None:
+        self._values_left -= 1
+        self._characters_left -= characters
+        if self._values_left < 0:
+            raise PickleError(f"more than {self._values_max:,} values, counting each place where one is referred to")
+        if self._characters_left < 0:
+            raise PickleError(f"values whose names take more than {self._characters_max:,} characters together")
 
     def visit(self, container: Any, prefix: str, depth: int) -> None:
         """Take up everything in a container."""
@@ -287,13 +304,11 @@ class _Flattening:
             raise PickleError(f"values nested more than {_DEPTH_MAX} deep, or in themselves")
         items = container.items() if isinstance(container, dict) else enumerate(container)
         for key, value in items:
-            self._visited += 1
-            if self._visited > _VALUES_MAX:
-                raise PickleError(f"more than {_VALUES_MAX:,} values, counting each place where one is referred to")
             if type(key) not in (str, int):
                 raise PickleError(
                     f"a dictionary with {printable(reprlib.repr(key))} for a key, neither text nor a number"
                 )
+            self._count(len(prefix) + (len(key) if isinstance(key, str) else 1))
             name = f"{prefix}.{key}" if prefix else str(key)
             if type(value) is StorageRecord:
                 raise PickleError(f"a storage without a tensor at '{printable(name)}'")

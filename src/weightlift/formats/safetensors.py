@@ -7,12 +7,14 @@ reference parser accepts. Nothing is allocated from a number that has not been c
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from weightlift.description import Shard
 from weightlift.dtypes import SAFETENSORS
 from weightlift.errors import HeaderError, TruncatedFileError, printable
+from weightlift.formats import compiled
 from weightlift.formats.columns import ShardContents
 from weightlift.formats.files import recognise_other_kind, shown_path
 from weightlift.formats.header_decoder import decode
@@ -32,7 +34,8 @@ HEADER_BYTES_MAX: Final = 100_000_000
 LENGTH_BYTES: Final = 8
 
 _UINT64_MAX: Final = (1 << 64) - 1
-_BITS: Final = tuple(dtype.block_bytes * 8 // dtype.block_elements for dtype in DTYPES)
+_BITS: Final = array("Q", [dtype.block_bytes * 8 // dtype.block_elements for dtype in DTYPES])
+_MANY_NUMBERS: Final = 1 << 12
 _SHORT_RANK: Final = 8
 _DAMAGED: Final = "the file is damaged or was written by a faulty tool: fetch it again or convert it again"
 _INCOMPLETE: Final = "the download or copy is incomplete: resume it or fetch the file again"
@@ -152,7 +155,9 @@ class _Judge:
         columns = self.columns
         if columns.begins[1:] != columns.ends[:-1]:
             begins, ends = columns.begins, columns.ends
-            order = sorted(range(len(columns)), key=lambda row: (begins[row], ends[row]))
+            # Twice by one number is several times faster than once by two, and sorting keeps the order of equals.
+            order = sorted(range(len(columns)), key=ends.__getitem__)
+            order.sort(key=begins.__getitem__)
             self.columns = columns.select(order)
 
     def check_positions(self) -> None:
@@ -172,6 +177,13 @@ class _Judge:
     def check_sizes(self) -> None:
         """Every tensor's byte range has the size that its data type and shape give."""
         columns, bits = self.columns, _BITS
+        library = compiled.library() if len(columns) + len(columns.dims) > _MANY_NUMBERS else None
+        if library is not None:
+            row = library.first_wrong_size(columns, bits)
+            if row < len(columns):
+                first = sum(columns.ranks[:row])
+                self.check_size(row, first, first + columns.ranks[row])
+            return
         dims, first = columns.dims, 0
         for row, (code, rank, begin, end) in enumerate(
             zip(columns.dtype_codes, columns.ranks, columns.begins, columns.ends, strict=True)

@@ -6,6 +6,7 @@ what every step said, and for a step that hung what the watchdog saw; no names o
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import platform
@@ -18,9 +19,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from weightlift._version import __version__
 from weightlift.health.self_test_steps import STEPS, write_checkpoint
+from weightlift.writing import write_failures
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 STEP_SECONDS: Final = 120.0
 """How long a step may take before it counts as hung."""
@@ -41,10 +43,14 @@ def run_self_test(
 
     Returns:
         One JSON object: ``schema``, what the machine is, and per step ``ok``, ``seconds`` and what it said.
+
+    Raises:
+        WriteError: there is no room for the checkpoint.
     """
     steps: dict[str, dict[str, Any]] = {}
-    with tempfile.TemporaryDirectory(prefix="weightlift-self-test-", dir=folder) as place:
-        write_checkpoint(Path(place))
+    with _private_folder(folder) as place:
+        with write_failures(place):
+            write_checkpoint(Path(place))
         for step in STEPS:
             steps[step] = _run_step(step, device, place, step_seconds)
             note(step, steps[step])
@@ -60,6 +66,14 @@ def run_self_test(
         "passed": all(result["ok"] for result in steps.values()),
         "steps": steps,
     }
+
+
+@contextlib.contextmanager
+def _private_folder(parent: Path | None) -> Iterator[str]:
+    with write_failures(parent or tempfile.gettempdir()):
+        folder = tempfile.TemporaryDirectory(prefix="weightlift-self-test-", dir=parent)
+    with folder as place:
+        yield place
 
 
 def _run_step(step: str, device: str, place: str, step_seconds: float) -> dict[str, Any]:
