@@ -22,6 +22,8 @@ pytest.register_assert_rewrite(
 
 # How long an example takes depends on the machine, and no test judges time.
 hypothesis.settings.register_profile("weightlift", deadline=None, print_blob=True)
+# For a night: pytest --hypothesis-profile=deep tests/stateful
+hypothesis.settings.register_profile("deep", hypothesis.settings.get_profile("weightlift"), max_examples=5000)
 hypothesis.settings.load_profile("weightlift")
 
 
