@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Any
+import os
+import sys
+from typing import TYPE_CHECKING, Any, Self
 
+import hypothesis
 import pytest
 import torch
 
@@ -18,12 +21,14 @@ from weightlift.units import KIB
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+    from types import FrameType
 
     from weightlift.operations import Engine
 
 SPECS = [TensorSpec("large", "F32", (300, 333)), *(TensorSpec(f"small{n}", "BF16", (50, 77)) for n in range(6))]
 ENGINES = [pytest.param("native", marks=pytest.mark.native), "python"]
 STEPS_MAX = 2000
+PACKAGE = os.path.dirname(wl.__file__)
 CALLS = frozenset({"submit", "set_limits", "poll", "return_slot", "allow", "counters", "watch"})
 """What a load asks of its engine before it stops it."""
 
@@ -150,3 +155,62 @@ def test_broken_off_by_every_call_of_a_progress_callback(
                 continue
             break
     assert number > 1, "the callback was called"
+
+
+# What a second Ctrl-C may hit: clearing up after the first is not tried to be interrupted. Finalizers swallow what they
+# are interrupted by, whoever wrote them.
+CLEARING_UP = frozenset({"abort", "abandon", "close", "close_quickly", "__exit__", "__del__", "_give_back"})
+
+
+class CallCountdown(Countdown):
+    """Counts the calls of weightlift's own functions on this thread; raises as one of them is entered."""
+
+    def __enter__(self) -> Self:
+        sys.setprofile(self._look)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.setprofile(None)
+
+    def _look(self, frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_filename.startswith(PACKAGE) and not self._clears_up(frame):
+            self.step()
+
+    def _clears_up(self, frame: FrameType | None) -> bool:
+        while frame is not None:
+            if frame.f_code.co_name in CLEARING_UP:
+                return True
+            frame = frame.f_back
+        return False
+
+    def step(self, *_: object) -> None:
+        self.steps += 1
+        if self.steps == self.number:
+            sys.setprofile(None)
+            raise self.error("enough")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("cache", ["keep", "drop"])
+@pytest.mark.parametrize("way", WAYS)
+def test_broken_off_on_entering_any_function(
+    tmp_path: Path, way: Callable[..., None], cache: str, engine: str
+) -> None:
+    path = write_checkpoint(tmp_path / "model.safetensors", SPECS)
+    options: dict[str, Any] = {"engine": engine, "workers": 2, "chunk_bytes": 64 * KIB, "cache": cache}
+    way(path, **options)
+    with CallCountdown(0, KeyboardInterrupt) as counted:
+        way(path, **options)
+    # A sample of all steps; each of them with --hypothesis-profile=deep.
+    stride = max(1, 4 * counted.steps // hypothesis.settings().max_examples)
+    broken_off = 0
+    with nothing_left_behind(tmp_path):
+        for number in range(1, counted.steps + 1, stride):
+            with nothing_left_behind(tmp_path):
+                try:
+                    with CallCountdown(number, KeyboardInterrupt):
+                        way(path, **options)
+                except KeyboardInterrupt:
+                    broken_off += 1
+        way(path, **options)
+    assert broken_off > 10
