@@ -306,7 +306,7 @@ def test_what_is_cached_already_needs_no_room() -> None:
     )
     assert not_kept == CacheDecision(
         keep=False,
-        reason="tensors and cached files together (16.0 MiB) would crowd free memory (20.0 MiB), so the page cache was "
+        reason="tensors and cached files together (16.0 MiB) would crowd free memory (20.0 MiB), so the page cache is "
         "left as it was",
         on_trial=False,
     )
