@@ -106,7 +106,9 @@ def main(arguments: list[str]) -> int:
     """Measure, print, and record."""
     WORK.mkdir(parents=True, exist_ok=True)
     _run("erase")
-    failed = _run("run", "-m", "pytest", f"--junitxml={WORK / 'tests.xml'}", *arguments)
+    # Whatever is looked at line by line takes longer, and so may take longer before it counts as hanging.
+    options = ("-o", "faulthandler_timeout=600", f"--junitxml={WORK / 'tests.xml'}")
+    failed = _run("run", "-m", "pytest", *options, *arguments)
     _run("combine", "--quiet")
     _run("json", "--quiet", "-o", str(WORK / "coverage.json"))
     _run("report", "--skip-covered", "--show-missing")

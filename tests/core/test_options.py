@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from weightlift.errors import BudgetError, OptionError
+from weightlift.manifest import Manifest
 from weightlift.options import (
     CHUNK_BYTES_MAX,
     CHUNK_BYTES_MIN,
@@ -96,6 +97,8 @@ def test_values_of_the_right_kind_are_kept_as_they_are(tmp_path: Path) -> None:
     assert options.recording is recording
     assert options.verify == tmp_path / "manifest.json"
     assert LoadOptions(verify="manifest.json").verify == "manifest.json"
+    manifest = Manifest(files={}, tensors={})
+    assert LoadOptions(verify=manifest).verify is manifest
 
 
 def test_readonly_goes_with_mappings_only() -> None:

@@ -286,9 +286,7 @@ def test_batches_grow_to_the_largest() -> None:
 @pytest.mark.parametrize(("needed", "keep"), [(80 * MIB, True), (80 * MIB + 1, False)])
 def test_a_fifth_of_free_memory_stays_free(needed: int, keep: bool) -> None:
     shards = [facts(needed)]
-    decision = decide_cache(
-        CachePolicy.AUTO, Method.BUFFERED, shards, destination_bytes=0, available_bytes=100 * MIB
-    )
+    decision = decide_cache(CachePolicy.AUTO, Method.BUFFERED, shards, destination_bytes=0, available_bytes=100 * MIB)
     assert decision.keep is keep
 
 
@@ -347,4 +345,3 @@ def test_files_that_are_cached_whole_stay() -> None:
     shards = [facts(MIB, (MIB, RESIDENT)), facts(5 * MIB, (5 * MIB, RESIDENT))]
     decision = decide_cache(CachePolicy.AUTO, Method.AUTO, shards, destination_bytes=GIB, available_bytes=0)
     assert decision == CacheDecision(keep=True, reason="the files are in the page cache already")
-

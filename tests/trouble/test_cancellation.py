@@ -197,9 +197,7 @@ class CallCountdown(Countdown):
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("cache", ["keep", "drop"])
 @pytest.mark.parametrize("way", WAYS)
-def test_broken_off_on_entering_any_function(
-    tmp_path: Path, way: Callable[..., None], cache: str, engine: str
-) -> None:
+def test_broken_off_on_entering_any_function(tmp_path: Path, way: Callable[..., None], cache: str, engine: str) -> None:
     path = write_checkpoint(tmp_path / "model.safetensors", SPECS)
     options: dict[str, Any] = {"engine": engine, "workers": 2, "chunk_bytes": 64 * KIB, "cache": cache}
     way(path, **options)

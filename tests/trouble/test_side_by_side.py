@@ -80,7 +80,9 @@ def test_eight_threads_share_one_opened_checkpoint(tmp_path: Path, engine: str) 
         together([lambda number=number: work(number) for number in range(THREADS)])  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("engines", [("python", "python"), pytest.param(("native", "python"), marks=pytest.mark.native)])
+@pytest.mark.parametrize(
+    "engines", [("python", "python"), pytest.param(("native", "python"), marks=pytest.mark.native)]
+)
 def test_one_of_two_loads_at_once_is_broken_off_and_the_other_is_not(tmp_path: Path, engines: tuple[str, str]) -> None:
     path = write_checkpoint(tmp_path / "model.safetensors", SPECS)
     inside, broken_off = threading.Event(), threading.Event()
