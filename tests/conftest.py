@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 pytest.register_assert_rewrite(
     "weightlift.testing.bench",
     "weightlift.testing.conformance",
+    "weightlift.testing.engine_machine",
     "weightlift.testing.target_conformance",
     "weightlift.testing.trace_conformance",
 )

@@ -13,10 +13,10 @@ import json
 import platform
 import subprocess
 import sys
-import xml.etree.ElementTree as ElementTree
 from collections import defaultdict
 from pathlib import Path
 from typing import Any, Final, NamedTuple
+from xml.etree import ElementTree
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 RECORD: Final = ROOT / "benchmarks" / "results" / "coverage.json"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -159,7 +160,7 @@ class DeviceStagingMachine(RuleBasedStateMachine):
     @invariant()
     def no_two_loads_stage_in_the_same_memory(self) -> None:
         ranges = sorted((one.loan.memory.address, one.loan.memory.slot_bytes * one.count) for one in self.loans)
-        for (first, nbytes), (second, _) in zip(ranges, ranges[1:], strict=False):
+        for (first, nbytes), (second, _) in itertools.pairwise(ranges):
             assert first + nbytes <= second
 
     def teardown(self) -> None:
@@ -170,5 +171,5 @@ class DeviceStagingMachine(RuleBasedStateMachine):
         self._stack.close()
 
 
-class TestDeviceStaging(DeviceStagingMachine.TestCase):  # type: ignore[misc] # made by hypothesis, of no type of its own
-    settings = hypothesis.settings(max_examples=hypothesis.settings().max_examples // 2)
+DeviceStagingMachine.TestCase.settings = hypothesis.settings(max_examples=hypothesis.settings().max_examples // 2)
+TestDeviceStaging = DeviceStagingMachine.TestCase

@@ -1,4 +1,4 @@
-"""Regions, leases and slots against a perfect model of every byte: what is held keeps its contents, the rest is gone."""
+"""Regions, leases and slots against a model of every byte: what is held keeps its contents, the rest is gone."""
 
 from __future__ import annotations
 
@@ -166,5 +166,5 @@ class HostMemoryMachine(RuleBasedStateMachine):
         assert self.regions == []
 
 
-class TestHostMemory(HostMemoryMachine.TestCase):  # type: ignore[misc] # made by hypothesis, of no type of its own
-    settings = hypothesis.settings(max_examples=hypothesis.settings().max_examples // 2)
+HostMemoryMachine.TestCase.settings = hypothesis.settings(max_examples=hypothesis.settings().max_examples // 2)
+TestHostMemory = HostMemoryMachine.TestCase

@@ -1,4 +1,4 @@
-"""A load broken off at every step that its own thread takes: nothing is left, nobody calls back, the next load works."""
+"""A load broken off at every step its own thread takes: nothing is left, nobody calls back, the next load works."""
 
 from __future__ import annotations
 

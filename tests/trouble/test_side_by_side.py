@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import subprocess
 import sys
@@ -114,13 +113,13 @@ def test_streams_and_loads_take_turns_on_one_thread(tmp_path: Path, engine: str)
     with nothing_left_behind(tmp_path):
         streams = [wl.stream(path, framework="numpy", engine=engine, method=method) for method in METHODS[:3]]
         states: list[dict[str, Any]] = [{} for _ in streams]
-        for items in itertools.zip_longest(*streams):
-            for state, (name, tensor) in zip(states, items, strict=True):
-                state[name] = tensor
+        for items in zip(*streams, strict=True):
+            for state, item in zip(states, items, strict=True):
+                state.update([item])
             require_contents(wl.load(path, framework="numpy", engine=engine))
         for state in states:
             require_contents(state)
-        del streams, states, state, items, tensor
+        del streams, states
 
 
 FORKING = """
