@@ -36,7 +36,7 @@ class Reached(NamedTuple):
     branches: int = 0
     branches_reached: int = 0
 
-    def __add__(self, other: tuple[Any, ...]) -> Reached:  # type: ignore[override]
+    def __add__(self, other: tuple[Any, ...]) -> Reached:
         """Both together."""
         return Reached(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
 
