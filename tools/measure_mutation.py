@@ -87,8 +87,11 @@ def prepare(name: str) -> Path:
 
 def run(folder: Path, processes: int) -> None:
     """Have every mutant tested."""
-    # The package is installed as the tree beside this script; the copy has to come before it.
-    environment = os.environ | {"PYTHONPATH": str(folder / "mutants" / "src")}
+    # The package is installed as the tree beside this script; the copy has to come before it. Python never looks again
+    # into a folder on its path that was not there when it started.
+    mutated = folder / "mutants" / "src"
+    mutated.mkdir(parents=True)
+    environment = os.environ | {"PYTHONPATH": str(mutated)}
     words = [sys.executable, "-m", "mutmut", "run", "--max-children", str(processes)]
     subprocess.run(["nice", "-n", "19", *words], cwd=folder, env=environment, check=False)
 
