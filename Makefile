@@ -10,7 +10,7 @@ PIP_OPTIONS := --quiet --disable-pip-version-check
 # A change in one of these makes an installed package out of date; Python modules are used where they lie.
 INSTALL_INPUTS := pyproject.toml setup.py src/weightlift/_version.py src/weightlift/engines/_engine.c src/weightlift/formats/_values.c
 
-.PHONY: help demo test bench docs fuzz sanitize sanitize-sample fetch-hip clean
+.PHONY: help demo test bench docs fuzz coverage mutation sanitize sanitize-sample fetch-hip clean
 .PHONY: check check-format check-lint check-lengths check-import check-layers check-engine check-types
 .NOTPARALLEL:
 
@@ -21,6 +21,9 @@ help:
 	@echo "make bench     runs the benchmarks; ARGUMENTS=... goes to them"
 	@echo "make docs      builds the documentation into build/docs, warnings as errors"
 	@echo "make fuzz      tries hostile files by the million, guided by what they reach; ARGUMENTS=... goes to tests/fuzz/run.py"
+	@echo "make coverage  runs the tests and records which branches they reach (some 15 minutes)"
+	@echo "make mutation  breaks the code in many places and records which of them the tests notice (hours);"
+	@echo "               ARGUMENTS=\"plan buffers\" looks at some modules"
 	@echo "make sanitize  repeats the tests of the C engine under address, undefined and thread sanitizers"
 	@echo "               (make sanitize-sample: only the quickest of them, as .ci/run does)"
 	@echo "make fetch-hip fetches the real HIP runtime, which some tests compare with; needs apt, no GPU"
@@ -63,6 +66,11 @@ docs: $(VENV_DOCS)/installed
 fuzz: $(VENV)/fuzz
 	$(VENV)/bin/python tests/fuzz/run.py $(ARGUMENTS)
 
+coverage: $(VENV)/measuring
+	$(VENV)/bin/python tools/measure_coverage.py $(ARGUMENTS)
+mutation: $(VENV)/measuring
+	$(VENV)/bin/python tools/measure_mutation.py $(ARGUMENTS)
+
 sanitize: $(VENV)/installed
 	$(VENV)/bin/python tools/check_engine.py run --require
 sanitize-sample: $(VENV)/installed
@@ -94,6 +102,10 @@ $(VENV)/installed: $(VENV)/created $(INSTALL_INPUTS)
 $(VENV)/fuzz: $(VENV)/installed
 	@echo "installing the fuzzer into $(VENV)"
 	@$(VENV)/bin/python -m pip install $(PIP_OPTIONS) --group fuzz
+	@touch $@
+
+$(VENV)/measuring: $(VENV)/installed
+	@$(VENV)/bin/python -m pip install $(PIP_OPTIONS) --group measure
 	@touch $@
 
 $(VENV_DEMO)/installed: $(VENV_DEMO)/created $(INSTALL_INPUTS)

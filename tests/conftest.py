@@ -16,12 +16,15 @@ if TYPE_CHECKING:
 pytest.register_assert_rewrite(
     "weightlift.testing.bench",
     "weightlift.testing.conformance",
+    "weightlift.testing.engine_machine",
     "weightlift.testing.target_conformance",
     "weightlift.testing.trace_conformance",
 )
 
 # How long an example takes depends on the machine, and no test judges time.
 hypothesis.settings.register_profile("weightlift", deadline=None, print_blob=True)
+# For a night: pytest --hypothesis-profile=deep tests/stateful
+hypothesis.settings.register_profile("deep", hypothesis.settings.get_profile("weightlift"), max_examples=5000)
 hypothesis.settings.load_profile("weightlift")
 
 

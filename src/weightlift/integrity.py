@@ -92,10 +92,10 @@ def hash_checkpoint(description: Description, options: LoadOptions) -> tuple[Man
     target = WholeFileTarget(description, available_processors())
     rows = range(len(description))
     transfer = Transfer(description, range(len(description.shards)), options, destination_bytes=0)
-    transfer.run(target)
     with transfer.aborting():
+        transfer.run(target)
         list(target.finish())
-    finished = transfer.finish()
+        finished = transfer.finish()
     report = summarise(transfer, description, rows, options, device="null", finished=finished, digests={})
     names = file_names(description)
     files = {

@@ -231,8 +231,8 @@ def transfer_rows(
         accesses=accesses,
         room=fit.room if fit is not None else None,
     )
-    transfer.run(target)
     with transfer.aborting():
+        transfer.run(target)
         wanted = options.digest or manifest is not None
         digests = _digests(description, rows, options, target) if wanted else {}
         tensors = transfer.tensors(target)
@@ -240,7 +240,7 @@ def transfer_rows(
             digests = {description.names[row]: target.digests[description.names[row]] for row in rows}
         if manifest is not None:
             refuse(description, digest_differences(digests, manifest))
-    finished = transfer.finish()
+        finished = transfer.finish()
     report = summarise(
         transfer,
         description,
@@ -281,8 +281,8 @@ def _load_mapped(
     target = HostTarget(description, owned, maker)
     used = shards_of(description, rows)
     transfer = Transfer(description, used, options, destination_bytes=target.host_bytes, look_at_cache=bool(owned))
-    transfer.run(target)
     with transfer.aborting():
+        transfer.run(target)
         descriptors = {index: transfer.shards.sources[index].descriptor for index in used}
         mappings = map_shards(description, used, descriptors, readonly=options.readonly, keep=transfer.cache.keep)
         digests = {}
@@ -297,7 +297,7 @@ def _load_mapped(
                 mapping.close()
             raise
         tensors = dict(mapped_tensors(description, mapped, mappings, maker)) | dict(target.finish())
-    finished = transfer.finish()
+        finished = transfer.finish()
     shown = digests if options.digest else {}
     report = summarise_mapped(
         transfer, description, rows, options, owned=owned, finished=finished, digests=shown, fit=fit

@@ -347,48 +347,54 @@ class Transfer:
         with self.aborting():
             self.shards.check_unchanged()
             observed = self.supervisor.finish()
-        self.uses = {index: engine.shard_use(index) for index in self._used}
-        self.engine_name, self.chunk_bytes = engine.name, self.supervisor.chunk_bytes
-        counters = engine.counters()
-        engine.cancel()
-        engine.join(_STUCK_SECONDS)
-        self._stop_recording(engine)
-        engine.close()
-        if not self.cache.keep:
-            self.shards.sweep(self.uses)
-        cached = self.shards.cached_now()
-        assert self._slots is not None
-        for target in self._targets:
-            target.close()
-        if isinstance(self._slots, StagingLoan):
-            self.pinned_bytes, self.refused_bytes = self._slots.pinned_bytes, self._slots.refused_bytes
-        self._slots.close()
-        self.shards.__exit__(None, None, None)
+            self.uses = {index: engine.shard_use(index) for index in self._used}
+            self.engine_name, self.chunk_bytes = engine.name, self.supervisor.chunk_bytes
+            counters = engine.counters()
+            engine.cancel()
+            engine.join(_STUCK_SECONDS)
+            self._stop_recording(engine)
+            self._engine = None
+            engine.close()
+            if not self.cache.keep:
+                self.shards.sweep(self.uses)
+            cached = self.shards.cached_now()
+            if isinstance(self._slots, StagingLoan):
+                self.pinned_bytes, self.refused_bytes = self._slots.pinned_bytes, self._slots.refused_bytes
+            self._release()
         self._lap("finish", begin)
         return counters, observed, cached
 
     def abort(self, cause: BaseException) -> None:
-        """Stop everything and release it; what a read still under way may touch is kept alive instead."""
+        """Stop everything and release it, once; what a read still under way may touch is kept alive instead."""
         engine, self._engine = self._engine, None
         stuck = 0
         if engine is not None:
             engine.cancel()
             stuck = engine.join(_STUCK_SECONDS)
+        held = (engine, self._slots, tuple(self._targets))
         if not (stuck and self._accesses):
             # Targets use slots until they are closed, and copies that hang on a device may still write to its tensors.
             self._made, self._making = [], iter(())
-            for target in self._targets:
-                target.close()
+            self._close_targets()
         if engine is not None:
             if stuck:
-                held = (engine, self._slots, self._targets, self.shards.detach())
-                abandon(engine, stuck, cause, self._description, held)
+                self._slots, self._targets = None, []
+                abandon(engine, stuck, cause, self._description, (*held, self.shards.detach()))
                 return
             self._stop_recording(engine)
             engine.close()
-        if self._slots is not None:
-            self._slots.close()
         if not self.cache.keep:
             self.shards.sweep()
+        self._release()
+
+    def _close_targets(self) -> None:
+        while self._targets:
+            self._targets.pop().close()
+
+    def _release(self) -> None:
+        """Let go of targets, slots and shards, whatever of them is still held; nothing may be using them any more."""
+        self._close_targets()
+        slots, self._slots = self._slots, None
+        if slots is not None:
+            slots.close()
         self.shards.__exit__(None, None, None)
-        self._targets.clear()

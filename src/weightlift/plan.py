@@ -299,10 +299,9 @@ def _interleave(extents: list[Extent]) -> list[Extent]:
     totals = [sum(extent.length for extent in part) for part in lists]
     result: list[Extent] = []
     done, taken = [0, 0], [0, 0]
-    while taken[0] < len(lists[0]) or taken[1] < len(lists[1]):
+    while len(result) < len(lists[0]) + len(lists[1]):
+        # The one that is done with the smaller part of its bytes; it cannot be done with all of them.
         behind = 0 if done[0] * totals[1] <= done[1] * totals[0] else 1
-        if taken[behind] == len(lists[behind]):
-            behind = 1 - behind
         extent = lists[behind][taken[behind]]
         result.append(extent)
         done[behind] += extent.length

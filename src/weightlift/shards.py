@@ -155,10 +155,16 @@ class OpenShards:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._stack.close()
+        self.detach().close()
+
+    def __del__(self) -> None:
+        # For what comes between opening and the first statement that would close them, such as Ctrl-C.
+        if hasattr(self, "_stack"):
+            self._stack.close()
 
     def detach(self) -> contextlib.ExitStack:
-        """Give up ownership: the descriptors and mappings live until the returned stack is closed."""
+        """Give up ownership: the descriptors and mappings live until the returned stack is closed; nothing is swept."""
+        self._absent.clear()
         return self._stack.pop_all()
 
     @property

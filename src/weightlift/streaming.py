@@ -145,7 +145,8 @@ class TensorStream:
             self._transfer.waiting_seconds += time.monotonic() - asked
             self._verify(unit)
         if unit is None:
-            self._finish()
+            with self._ending():
+                self._finish()
             raise StopIteration
         with self._ending():
             # All of a unit at once: its target is closed next.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import gc
+import mmap
 import re
 import sys
 from pathlib import Path
@@ -78,6 +80,60 @@ def test_a_lease_of_a_few_bytes_gives_back_no_page() -> None:
     del first
     gc.collect()
     assert bytes(second) == b"\t" * 100
+
+
+class NoHugePages(mmap.mmap):
+    """Mappings of a kernel that was built without transparent huge pages."""
+
+    def madvise(self, option: int, *where: int) -> None:
+        if option == mmap.MADV_HUGEPAGE:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        super().madvise(option, *where)
+
+
+@linux
+def test_a_kernel_without_huge_pages_gives_ordinary_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mmap, "mmap", NoHugePages)
+    region = HostRegion(4 * MIB)
+    lease = region.lease(0, 2 * MIB)
+    ctypes.memset(region.address, 7, 4 * MIB)
+    del lease
+    gc.collect()
+    assert ctypes.string_at(region.address, 4 * MIB) == bytes(2 * MIB) + b"\7" * (2 * MIB)
+
+
+def test_windows_keeps_what_leases_leave_until_the_region_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    region = HostRegion(4 * MIB)
+    lease = region.lease(PAGE_BYTES, 2 * MIB)
+    ctypes.memset(region.address, 7, 4 * MIB)
+    del lease
+    gc.collect()
+    assert ctypes.string_at(region.address, 4 * MIB) == b"\7" * (4 * MIB)
+
+
+@linux
+def test_regions_and_slots_are_private_and_ask_for_huge_pages() -> None:
+    """A child's writes are its own, and the kernel is told that large pages are welcome."""
+    region, pool = HostRegion(4 * MIB), SlotPool(4, MIB)
+    for address in (region.address, pool.memory.address):
+        flags = mapping_flags(address)
+        assert "sh" not in flags, "shared memory takes no huge pages, and counts as such"
+        assert "hg" in flags or not Path("/sys/kernel/mm/transparent_hugepage").exists()
+    pool.close()
+    assert "hg" not in mapping_flags(HostRegion(2 * MIB - PAGE_BYTES).address)
+
+
+def mapping_flags(address: int) -> list[str]:
+    """The kernel's flags of the mapping around an address (see `man 5 proc_pid_smaps`)."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        found = re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line)
+        if found is not None:
+            inside = int(found[1], 16) <= address < int(found[2], 16)
+        elif inside and line.startswith("VmFlags:"):
+            return line.split()[1:]
+    raise AssertionError("the address is not mapped")
 
 
 def test_memory_that_the_system_refuses_is_told() -> None:

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from weightlift.errors import BudgetError, OptionError
-from weightlift.options import ENVIRONMENT, SMALLEST_HOST_MEMORY_BYTES, WORKERS_MAX, LoadOptions
+from weightlift.manifest import Manifest
+from weightlift.options import (
+    CHUNK_BYTES_MAX,
+    CHUNK_BYTES_MIN,
+    ENVIRONMENT,
+    SMALLEST_HOST_MEMORY_BYTES,
+    WORKERS_MAX,
+    LoadOptions,
+)
+from weightlift.recording import Recording
 from weightlift.types import CachePolicy, EngineName, Framework, Method
-from weightlift.units import MIB
+from weightlift.units import MIB, PAGE_BYTES
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.fixture(autouse=True)
@@ -49,12 +61,44 @@ def test_the_defaults() -> None:
         ("progress", 5, "function"),
         ("readonly", 1, ""),
         ("digest", "yes", ""),
+        ("dequantize", 1, "dequantize=True"),
+        ("watch_seconds", "soon", "0 (never)"),
+        ("watch_seconds", -0.001, "0 (never)"),
+        ("watch_seconds", 86_400.001, "86400 seconds"),
+        ("watch_seconds", float("nan"), "0 (never)"),
+        ("recording", "trace.json", "weightlift.Recording()"),
+        ("verify", 5, "weightlift.Manifest"),
     ],
 )
 def test_a_value_that_is_not_possible_is_named_with_what_is(option: str, value: Any, accepted: str) -> None:
     with pytest.raises(OptionError, match=option) as caught:
         LoadOptions(**{option: value})
     assert accepted in caught.value.hint
+
+
+def test_the_ends_of_a_range_are_possible() -> None:
+    assert [LoadOptions(workers=workers).workers for workers in (1, WORKERS_MAX)] == [1, WORKERS_MAX]
+    assert [LoadOptions(watch_seconds=seconds).watch_seconds for seconds in (0, 86_400)] == [0.0, 86_400.0]
+    chunks = (CHUNK_BYTES_MIN, CHUNK_BYTES_MIN + PAGE_BYTES, CHUNK_BYTES_MAX)
+    assert [LoadOptions(chunk_bytes=nbytes).chunk_bytes for nbytes in chunks] == list(chunks)
+    for nbytes in (CHUNK_BYTES_MIN - PAGE_BYTES, CHUNK_BYTES_MAX + PAGE_BYTES):
+        with pytest.raises(OptionError, match="chunk_bytes"):
+            LoadOptions(chunk_bytes=nbytes)
+
+
+def test_turning_blocks_into_numbers_takes_some_of_the_budget() -> None:
+    assert LoadOptions(host_memory=20 * MIB).staging_memory == 20 * MIB
+    assert LoadOptions(host_memory=20 * MIB, dequantize=True).staging_memory == 18 * MIB
+
+
+def test_values_of_the_right_kind_are_kept_as_they_are(tmp_path: Path) -> None:
+    recording = Recording()
+    options = LoadOptions(recording=recording, verify=tmp_path / "manifest.json")
+    assert options.recording is recording
+    assert options.verify == tmp_path / "manifest.json"
+    assert LoadOptions(verify="manifest.json").verify == "manifest.json"
+    manifest = Manifest(files={}, tensors={})
+    assert LoadOptions(verify=manifest).verify is manifest
 
 
 def test_readonly_goes_with_mappings_only() -> None:

@@ -251,8 +251,9 @@ class _Reader:
             progress=lambda landed, _: self._look(done + landed),
         )
         transfer = Transfer(description, range(len(pairs)), options, destination_bytes=0, look_at_cache=False)
-        transfer.run(_RangesTarget(description, wanted))
-        transfer.finish()
+        with transfer.aborting():
+            transfer.run(_RangesTarget(description, wanted))
+            transfer.finish()
         self.read_bytes = done + sum(want.length for want in wanted)
 
     def _look(self, read_bytes: int) -> None:
