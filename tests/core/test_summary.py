@@ -71,7 +71,7 @@ def test_bytes_by_method() -> None:
         ),
         ({"slot_wait_seconds": 3.0, "storage_seconds": 2.0}, "processor"),
         ({"device_seconds": 1.0, "storage_seconds": 4.0}, "link"),
-        ({"device_seconds": 1.0, "storage_seconds": 9.0}, "storage"),
+        ({"device_seconds": 1.0, "storage_seconds": 19.0}, "storage"),
     ],
 )
 def test_the_bottleneck_is_where_the_time_went(times: dict[str, Any], name: str) -> None:
