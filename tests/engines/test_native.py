@@ -16,11 +16,11 @@ from weightlift.engines.native import NativeEngine, native_library
 from weightlift.engines.probing import run_probes as ask_together
 from weightlift.errors import UnsupportedError
 from weightlift.host.probes import Probe, run_probes
-from weightlift.operations import FailureKind, ReadPath, Sink
+from weightlift.operations import FailureKind, ReadPath, Sink, Stage
 from weightlift.testing.bench import FILE_BYTES
 from weightlift.testing.conformance import PATIENCE_SECONDS, EngineConformance, stop
 from weightlift.testing.device_conformance import DeviceConformance
-from weightlift.testing.device_faults import Listener
+from weightlift.testing.device_faults import CHUNK, Listener
 from weightlift.testing.trace_conformance import TraceConformance
 from weightlift.units import KIB
 
@@ -84,6 +84,20 @@ class TestNativeEngineOnDevices(DeviceConformance):
             assert "starting a copy to the device from weights at byte 0" in listener.line()
             bench.gpu.unhang("MemcpyAsync")
             stop(engine)
+
+    # A copy that takes long is asked for at the turn, for a moment without it, and at the turn again before it is waited for.
+    @pytest.mark.parametrize("earlier", [0, 1, 2])
+    def test_no_refusal_to_say_whether_a_copy_has_completed_is_lost(self, bench: DeviceBench, earlier: int) -> None:
+        engine, before = self.make(bench), self.FIRST_CALLS + earlier
+        bench.gpu.fail("EventQuery", 700, after=before)
+        bench.gpu.pause()
+        engine.set_limits(1, CHUNK)
+        engine.submit([bench.whole(CHUNK, CHUNK)])
+        bench.gpu.wait_for_calls("EventQuery", before + 1)
+        bench.gpu.resume()
+        failure = self.failure(bench, engine)
+        assert (failure.kind, failure.error_number, failure.stage) == (FailureKind.DEVICE, 700, Stage.DEVICE_WAIT)
+        assert (failure.offset, failure.length) == (CHUNK, CHUNK)
 
 
 @pytest.mark.native

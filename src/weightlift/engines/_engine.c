@@ -816,19 +816,23 @@ static int may_wait(const worker *self) {
 }
 
 /* Asks whether the oldest copy has completed, until it has or a moment has passed. It stays on its list, and neither the lock
- * nor the turn is held: threads that come back from reading must not queue up behind one that has nothing to do. */
+ * nor the turn is held: threads that come back from reading must not queue up behind one that has nothing to do. Another
+ * thread may have ended that copy by the time the runtime refuses to answer, so a refusal is told here and at once: the
+ * runtime may answer the next time, and nobody would hear of it. */
 static void ask_for_a_moment(worker *self) {
     wl_engine *engine = self->engine;
-    const chunk *oldest = &engine->copies[engine->under_way.first].chunk;
-    void *event = slot_event(engine, oldest);
-    begin(self, oldest, STAGE_DEVICE_WAIT);
+    const chunk oldest = engine->copies[engine->under_way.first].chunk;
+    void *event = slot_event(engine, &oldest);
+    begin(self, &oldest, STAGE_DEVICE_WAIT);
     pthread_mutex_unlock(&engine->lock);
     uint64_t start = now_ns(), end = start;
-    while (told(&engine->runtime, engine->runtime.query(event)) == engine->runtime.not_ready && end < start + ASKING)
+    int code;
+    while ((code = told(&engine->runtime, engine->runtime.query(event))) == engine->runtime.not_ready && end < start + ASKING)
         end = now_ns();
     pthread_mutex_lock(&engine->lock);
     self->activity.busy = 0;
     engine->counters.nanoseconds[TIME_DEVICE] += end - start;
+    if (code && code != engine->runtime.not_ready) fail(engine, &oldest, device_failure(code, STAGE_DEVICE_WAIT));
 }
 
 /* Waits until a copy has completed, where may_wait says that this thread may. */
