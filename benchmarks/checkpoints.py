@@ -10,6 +10,7 @@ import json
 import os
 from typing import TYPE_CHECKING
 
+from digests import digest_of
 from harness import Checkpoint
 
 if TYPE_CHECKING:
@@ -30,8 +31,6 @@ def existing(path: Path, scratch: Path, *, digests: bool = True) -> Checkpoint:
     Raises:
         FileNotFoundError: there is no safetensors file.
     """
-    import xxhash
-
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     if not files or not all(file.is_file() for file in files):
         raise FileNotFoundError(f"{path}: no safetensors file there")
@@ -42,7 +41,7 @@ def existing(path: Path, scratch: Path, *, digests: bool = True) -> Checkpoint:
             for name, start, length in _ranges(file):
                 total, count = total + length, count + 1
                 if digests:
-                    sums[name] = xxhash.xxh3_64_hexdigest(os.pread(stream.fileno(), length, start))
+                    sums[name] = digest_of(os.pread(stream.fileno(), length, start))
     target = scratch / f"{path.stem}.digests.json"
     if digests:
         target.write_text(json.dumps(sums))

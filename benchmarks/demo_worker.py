@@ -8,14 +8,15 @@ reads.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-import environment
 import states
+
+from weightlift.bench.backed_memory import back_memory
+from weightlift.bench.cache_states import StateNotReached
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -72,8 +73,8 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
     files, method = request["files"], request["method"]
     state = states.CacheState(request["state"])
     # A cold load takes memory for the tensors and for the page cache; a warm one finds its files there.
-    environment.warm_memory(request["bytes"] * (2 if state is states.CacheState.COLD else 1))
-    cached_before = float(states.prepare(files, state).mean())
+    back_memory(request["bytes"] * (2 if state is states.CacheState.COLD else 1))
+    prepared, before = states.prepare(files, state)
     peak = PeakMemory()
     peak.start()
     started = time.perf_counter()
@@ -99,8 +100,8 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
             peak.anonymous_bytes - owned, (report.host_memory.peak_anonymous_bytes or 0) if report else 0
         ),
         "file_bytes": peak.file_bytes,
-        "cached_before": cached_before,
-        "cached_after_bytes": cached_bytes(files),
+        "cached_before": (before.cached_bytes or 0) / prepared.total_bytes,
+        "cached_after_bytes": prepared.cached_bytes(),
         "used": [name for name, size in report.method_used.items() if size] if report else [],
         "reason": report.reason if report else "",
         "checked": check(np, tensors, files) if request["check"] else 0,
@@ -111,20 +112,6 @@ def touch(np: Any, tensors: Mapping[str, Any]) -> None:
     """Read a byte of every page of mapped tensors, so that their time is comparable."""
     for tensor in tensors.values():
         int(tensor.reshape(-1).view(np.uint8)[::4096].max(initial=0))
-
-
-def cached_bytes(files: Sequence[str]) -> int | None:
-    """What the page cache holds of the files; ``None`` where the system does not tell."""
-    from weightlift.host.residency import residency
-
-    total = 0
-    for file in files:
-        with open(file, "rb") as stream:
-            cached = residency(stream.fileno(), os.path.getsize(file))
-        if cached is None:
-            return None
-        total += cached
-    return total
 
 
 def check(np: Any, tensors: Mapping[str, Any], files: Sequence[str]) -> int:
@@ -154,7 +141,7 @@ def main(text: str) -> int:
     """Carry out one request and print the result as one JSON object."""
     try:
         result = measure(json.loads(text))
-    except (RuntimeError, OSError, ValueError, MemoryError, AttributeError) as error:
+    except (StateNotReached, RuntimeError, OSError, ValueError, MemoryError, AttributeError) as error:
         result = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
     print(json.dumps(result))
     return 0

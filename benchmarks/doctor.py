@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import environment
-import states
 from claims import spread
+
+from weightlift.health.cache.evict import evict
+from weightlift.health.cache.files import find_files
 
 RESULTS = Path(__file__).resolve().parent / "results" / "doctor.json"
 FILE_BYTES = 1 << 30
@@ -29,7 +31,7 @@ def measure(paths: list[str], rounds: int) -> dict[str, Any]:
     """Seconds of every run, and what could not be checked in it."""
     seconds, gaps = [], []
     for _ in range(rounds):
-        states.evict(paths)
+        evict(find_files(paths))
         start = time.perf_counter()
         command = [sys.executable, "-m", "weightlift", "doctor", "--json", *paths]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

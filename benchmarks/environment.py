@@ -1,24 +1,21 @@
 """The record of where and how figures were taken: hardware, kernel, memory, versions, command line.
 
-Also brings the machine's memory into the state in which it can be measured at all: in a virtual machine the first
-touch of memory that the host does not back at that moment costs forty times an ordinary page fault.
+Also has a virtual machine come to have its memory at all.
 """
 
 from __future__ import annotations
 
 import datetime
-import mmap
 import os
 import platform
 import subprocess
 import sys
-import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-WARMED_FRACTION = 0.8
-MADV_POPULATE_WRITE = 23
+from weightlift.bench.backed_memory import back_memory, is_virtual
+
 GROWTH_BYTES = 1 << 30
 PACKAGES = ("weightlift", "numpy", "torch", "safetensors", "msgspec", "xxhash", "ml_dtypes")
 
@@ -37,7 +34,7 @@ def record(folder: Path) -> dict[str, Any]:
         "memory_available_bytes": _memory("MemAvailable"),
         "swap_bytes": _memory("SwapTotal"),
         "kernel": platform.release(),
-        "hypervisor": "hypervisor" in (_field("/proc/cpuinfo", "flags") or "").split(),
+        "hypervisor": is_virtual(),
         "transparent_hugepages": _text("/sys/kernel/mm/transparent_hugepage/enabled"),
         "transparent_hugepages_defrag": _text("/sys/kernel/mm/transparent_hugepage/defrag"),
         "free_page_reporting": Path("/sys/module/page_reporting").exists(),
@@ -59,21 +56,6 @@ def storage(folder: Path) -> dict[str, str | None]:
     return {"device": source, "file_system": kind, "options": options, "loop_over": below}
 
 
-def warm_memory(size: int) -> float:
-    """Touch ``size`` bytes of memory that was free and free them again; returns the seconds that took.
-
-    A virtual machine's host takes free memory away again within seconds ("free page reporting"), and the first touch
-    afterwards runs at half a gigabyte per second. So this is done right before each measurement, with as much memory
-    as it will need, and never once for all.
-    """
-    size = min(size, int((_memory("MemAvailable") or size) * WARMED_FRACTION))
-    start = time.perf_counter()
-    with mmap.mmap(-1, max(size, mmap.PAGESIZE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
-        memory.madvise(mmap.MADV_HUGEPAGE)
-        memory.madvise(MADV_POPULATE_WRITE)
-    return time.perf_counter() - start
-
-
 def grow_memory(size: int) -> int:
     """Have a virtual machine that is given memory as it uses it come to have ``size`` bytes free, or what it can get.
 
@@ -82,7 +64,7 @@ def grow_memory(size: int) -> int:
     """
     free = _memory("MemAvailable") or 0
     while free < size:
-        warm_memory(size)
+        back_memory(size)
         before, free = free, _memory("MemAvailable") or 0
         if free < before + GROWTH_BYTES:
             break

@@ -21,6 +21,7 @@ import harness
 import sections
 import tables
 from claims import Ratio
+from digests import digest_of
 from harness import MIB, Case, Checkpoint, Contestant
 from states import CacheState
 
@@ -75,11 +76,10 @@ def vocabulary_file(folder: Path) -> Checkpoint:
 def described(path: Path, scratch: Path) -> Checkpoint:
     """A GGUF file with the checksums of its tensors, taken by the package ``gguf``."""
     import gguf
-    import xxhash
 
     found = gguf.GGUFReader(path).tensors
     digests = scratch / f"{path.stem}.digests.json"
-    digests.write_text(json.dumps({item.name: xxhash.xxh3_64_hexdigest(item.data.tobytes()) for item in found}))
+    digests.write_text(json.dumps({item.name: digest_of(item.data.tobytes()) for item in found}))
     return Checkpoint(
         path=str(path),
         files=(str(path),),

@@ -96,7 +96,7 @@ def fast_disk(size: int) -> Iterator[Path]:
         yield folder
 
 
-def note(number: int, case: gpu_harness.GpuCase, run: claims.Run) -> None:
+def note(number: int, case: harness.Case, run: claims.Run) -> None:
     """One line per run, so that a long benchmark shows that it lives."""
     second = run.get("second_gigabytes_per_second")
     said = run.get("error") or f"{claims.speed(run):.2f} GB/s" + (f", then {second:.2f}" if second else "")

@@ -14,21 +14,13 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from weightlift.bench.loaders import Figures
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
 MIB = 1 << 20
 REPEATS = 3
-
-
-class Figures(dict[str, Any]):
-    """What a ceiling measured, in place of tensors: ``seconds`` and, where bytes moved, ``gigabytes_per_second``.
-
-    Attributes:
-        kept: tensors that live as long as the figures.
-    """
-
-    kept: Sequence[Any] = ()
 
 
 def synchronize(torch: Any, devices: Sequence[str]) -> None:

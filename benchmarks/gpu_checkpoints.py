@@ -12,6 +12,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from digests import digest_of
 from harness import MIB, Checkpoint
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def _write_group(descriptor: int, group: Sequence[Placed]) -> dict[str, str]:
         return {spec.name: digest.hexdigest()}
     parts = {spec.name: tensor_bytes(spec) for spec, _ in group}
     os.pwrite(descriptor, b"".join(parts.values()), group[0][1])
-    return {name: xxhash.xxh3_128_hexdigest(part) for name, part in parts.items()}
+    return {name: digest_of(part) for name, part in parts.items()}
 
 
 def llama(nbytes: int) -> list[TensorSpec]:

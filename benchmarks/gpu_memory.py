@@ -11,10 +11,11 @@ import os
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
+from weightlift.bench.memory import memory_by_kind
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-STATUS_FIELDS = ("RssAnon", "RssShmem", "VmPin", "VmLck")
 DRIVER_FILES = ("/dev/nvidia", "/dev/zero", "/dev/dri", "/dev/kfd")
 MAPPINGS_SECONDS = 0.05
 """How often mappings are read: the kernel holds the process's map while it writes them."""
@@ -37,16 +38,6 @@ class Usage(NamedTuple):
     pinned: int
     driver_mapped: int
     device: int
-
-
-def status(text: str) -> dict[str, int]:
-    """The fields of :data:`STATUS_FIELDS` in the text of ``/proc/PID/status``, in bytes."""
-    found = dict.fromkeys(STATUS_FIELDS, 0)
-    for line in text.splitlines():
-        key, _, value = line.partition(":")
-        if key in found:
-            found[key] = int(value.split()[0]) * 1024
-    return found
 
 
 def driver_mapped(text: str) -> int:
@@ -116,12 +107,12 @@ class Watch:
     """
 
     def __init__(self, pid: int, device: DeviceMemory) -> None:
-        self._folder = f"/proc/{pid}"
+        self._process_id = pid
         self._device = device
         self._next_mappings = self._next_device = 0.0
         self.base = self.peak = self._look()
 
-    def observe(self) -> None:
+    def look(self) -> None:
         """Look once; mappings and devices less often."""
         now = time.monotonic()
         self._raise(self._look(mappings=now >= self._next_mappings, device=now >= self._next_device))
@@ -142,19 +133,18 @@ class Watch:
         self.peak = Usage(*map(max, self.peak, seen))
 
     def _look(self, *, mappings: bool = True, device: bool = True) -> Usage:
-        with open(f"{self._folder}/status") as file:
-            fields = status(file.read())
+        kinds = memory_by_kind(self._process_id)
         mapped, now = -1, time.monotonic()
         if mappings:
             self._next_mappings = now + MAPPINGS_SECONDS
-            with contextlib.suppress(PermissionError), open(f"{self._folder}/maps") as file:
+            with contextlib.suppress(PermissionError), open(f"/proc/{self._process_id}/maps") as file:
                 mapped = driver_mapped(file.read())
         if device:
             self._next_device = now + DEVICE_SECONDS
         return Usage(
-            fields["RssAnon"],
-            fields["RssShmem"],
-            fields["VmPin"] + fields["VmLck"],
+            kinds.get("RssAnon", 0),
+            kinds.get("RssShmem", 0),
+            kinds.get("VmPin", 0) + kinds.get("VmLck", 0),
             mapped,
             self._device.used() if device else -1,
         )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import raw
 from claims import Limit, Ratio
-from gpu_harness import GpuCase, memory_needed
+from gpu_harness import memory_needed
 from harness import MIB, Case, Checkpoint, Contestant
 from states import CacheState
 
@@ -65,7 +65,7 @@ class Ceiling:
 class Section:
     """Cases that run in the same rounds, what is claimed of them, and which loader each case is."""
 
-    cases: tuple[GpuCase, ...]
+    cases: tuple[Case, ...]
     loader_of: Mapping[str, str]
     ratios: tuple[Ratio, ...] = ()
     limits: tuple[Limit, ...] = ()
@@ -83,20 +83,22 @@ class Draft:
 
     def __init__(self, context: Context, checkpoint: Checkpoint, state: CacheState) -> None:
         self.context, self.checkpoint, self.state = context, checkpoint, state
-        self.cases: list[GpuCase] = []
+        self.cases: list[Case] = []
         self.loader_of: dict[str, str] = {}
 
     def add(self, name: str, contestant: Contestant, **rest: Any) -> str:
         """One case; returns its name."""
         taken = rest.pop("host_bytes", 0)
         words = {"checkpoint": self.checkpoint, "state": self.state, **rest}
-        case = GpuCase(name=name, contestant=contestant, devices=self.context.devices, **words)
+        case = Case(name=name, contestant=contestant, devices=self.context.devices, **words)
         self.cases.append(dataclasses.replace(case, memory_bytes=memory_needed(case, taken)))
         return name
 
     def ours(self, label: str, *, loader: str = "", **rest: Any) -> str:
         """A weightlift load; keywords of a case are taken out, the others are options."""
         case_words = {key: rest.pop(key) for key in ("beside", "loads", "checkpoint") if key in rest}
+        if self.context.devices[0] == "cpu":
+            rest.pop("staging", None)
         contestant = Contestant(adapter=rest.pop("adapter", "weightlift"), options=rest)
         name = self.add(label, contestant, **case_words)
         if loader:
@@ -138,7 +140,7 @@ class Draft:
         # Copying out of the page cache takes all processors to be fastest; storage may not want many.
         for threads, chunk in RAW_POINTS if method == "direct" else RAW_POINTS[-1:]:
             point = raw.Point(self.state if self.state is not HALF else COLD, method, "reused", threads, chunk)
-            plain: Case = raw.case(self.context.program, point, self.checkpoint)
+            plain = raw.case(self.context.program, point, self.checkpoint)
             names.append(self.add(plain.name, plain.contestant, state=plain.state))
         return tuple(names)
 

@@ -1,39 +1,48 @@
 """Running contestants in fresh processes, in alternating rounds, and summing the runs up.
 
-Owns the protocol with ``worker.py``, the sampling of memory and the arithmetic of medians and ratios. It knows nothing
-of particular loaders: a contestant is a command line, a request and environment variables.
+Workers, cache states and the looking at memory are those of ``weightlift bench`` (:mod:`weightlift.bench`); this owns
+what a case is, and the figures that are taken of it. It knows nothing of particular loaders: a contestant is a command
+line, a request and environment variables.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import select
 import subprocess
 import sys
-import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
-import environment
 import states
 from claims import Run, spread
+
+from weightlift.bench.backed_memory import back_memory
+from weightlift.bench.cache_states import COLD_SHARE_MAX, ModelFiles, Snapshot, StateNotReached
+from weightlift.bench.memory import MemoryWatch
+from weightlift.bench.process import CHECK_SECONDS, START_SECONDS, Worker, WorkerFailure, load_seconds
+from weightlift.bench.rounds import SPARE_BYTES, turns
+from weightlift.errors import WeightliftError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
 MIB = 1 << 20
 WORKER = Path(__file__).resolve().parent / "worker.py"
-SAMPLE_SECONDS = 0.004
-TIMEOUT_SECONDS = 600.0
 CHECK_EVERY = 16
 STATE_ATTEMPTS = 3
-SPARE_BYTES = 256 * MIB
-KINDS = ("RssAnon", "RssFile", "RssShmem", "VmLck", "VmPin")
-"""Kinds of memory that are sampled, as ``/proc/PID/status`` calls them."""
+FAILURES = (
+    WorkerFailure,
+    StateNotReached,
+    WeightliftError,
+    RuntimeError,
+    OSError,
+    ValueError,
+    subprocess.SubprocessError,
+)
+"""What ends a run and not the benchmark."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +69,8 @@ class Contestant:
     """Something that reads the files: a loader in ``worker.py``, or a program with its own clock.
 
     Attributes:
-        adapter: the worker's sub-command; empty for a program of its own.
-        options: keywords for the loader.
+        adapter: the worker's loader; empty for a program of its own.
+        options: keywords for the loader; ``device`` among them overrides the case's.
         environment: environment variables it is configured by.
         python: the interpreter that has it installed.
         import_from: folders that come first on its import path.
@@ -97,6 +106,7 @@ class Case:
         beside: ``"thread"`` for a Python thread that computes in the same process, ``"process"`` for another process.
         loads: how often the load is repeated in one process; the last one counts.
         memory_bytes: memory that must be backed by the host before the run; ``None`` works it out.
+        devices: where to; the first one for loaders that know only one.
     """
 
     name: str
@@ -106,6 +116,7 @@ class Case:
     beside: str = ""
     loads: int = 1
     memory_bytes: int | None = None
+    devices: tuple[str, ...] = ("cpu",)
 
 
 def measure(case: Case, *, check_all: bool = False) -> Run:
@@ -117,10 +128,15 @@ def measure(case: Case, *, check_all: bool = False) -> Run:
         try:
             with busy_process(case.beside == "process"):
                 return measure_program(case) if case.contestant.command else _measure_worker(case, check_all)
-        except (RuntimeError, OSError, ValueError, subprocess.SubprocessError) as error:
-            if not left or not isinstance(error, states.CacheStateError):
-                return {"error": f"{type(error).__name__}: {error}"}
+        except FAILURES as error:
+            if not left or not isinstance(error, StateNotReached):
+                return {"error": error_text(error)}
     raise AssertionError("the last attempt returns")
+
+
+def error_text(error: BaseException) -> str:
+    """What results say of a failure; a worker names the class of its own."""
+    return str(error) if isinstance(error, WorkerFailure) else f"{type(error).__name__}: {error}"
 
 
 def rounds(
@@ -130,8 +146,7 @@ def rounds(
     runs: dict[str, list[Run]] = {case.name: [] for case in cases}
     assert len(runs) == len(cases), "two cases of one name"
     for number in range(count):
-        shift = number * max(1, len(cases) // count) % len(cases)
-        for case in (*cases[shift:], *cases[:shift]):
+        for case in turns(cases, number, count):
             run = measure(case, check_all=number == 0)
             runs[case.name].append(run)
             note(number, case, run)
@@ -179,84 +194,136 @@ FIGURES = (
 )
 
 
-def prepare(case: Case) -> tuple[Any, float]:
-    """Page-cache state and backed memory, just before the load; returns residency and the seconds for the memory."""
-    files, size = case.checkpoint.files, case.checkpoint.tensor_bytes
-    before = states.prepare(files, case.state)
+@dataclasses.dataclass(frozen=True, slots=True)
+class Prepared:
+    """Files in the state that a case wants.
+
+    Attributes:
+        files: the files.
+        before: what was cached of them.
+        seconds: what it took to have memory backed.
+    """
+
+    files: ModelFiles
+    before: Snapshot
+    seconds: float
+
+    def change(self) -> Run:
+        """What has become of the page cache since, in fractions of the files or of what was there."""
+        total, before = self.files.total_bytes, self.before.cached_bytes or 0
+        after, added = self.files.cached_bytes() or 0, self.files.added_bytes(self.before) or 0
+        return {
+            "resident_before": before / total,
+            "resident_after": after / total,
+            "resident_added": added / total,
+            "resident_kept": (after - added) / before if before else None,
+            "memory_warmed_seconds": self.seconds,
+        }
+
+
+def prepare(case: Case) -> Prepared:
+    """Page-cache state and backed memory, just before the load.
+
+    Raises:
+        StateNotReached: the state was not reached, or did not last.
+    """
+    size = case.checkpoint.tensor_bytes
+    files, before = states.prepare(case.checkpoint.files, case.state)
     owns = case.contestant.delivers and not case.contestant.mapped
     grows = case.state is not states.CacheState.WARM
-    needed = size * (owns + grows) + SPARE_BYTES if case.memory_bytes is None else case.memory_bytes
-    seconds = environment.warm_memory(needed)
-    if abs(float(states.residency(files).mean() - before.mean())) > states.COLD_RESIDENT_MAX:
-        raise states.CacheStateError("the page cache changed while memory was prepared: too little of it is free")
-    return before, seconds
+    begin = time.perf_counter()
+    back_memory(size * (owns + grows) + SPARE_BYTES if case.memory_bytes is None else case.memory_bytes)
+    seconds = time.perf_counter() - begin
+    if abs((files.cached_bytes() or 0) - (before.cached_bytes or 0)) > COLD_SHARE_MAX * files.total_bytes:
+        raise StateNotReached("the page cache changed while memory was prepared: too little of it is free")
+    return Prepared(files, before, seconds)
 
 
 def measure_program(case: Case) -> Run:
     """Prepare the state and run a program that has its own clock."""
-    before, warmed = prepare(case)
-    done = subprocess.run(case.contestant.command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False)
+    command, prepared = case.contestant.command, prepare(case)
+    limit = load_seconds(case.checkpoint.tensor_bytes)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
     if done.returncode:
-        raise RuntimeError(f"{case.contestant.command[0]} left with {done.returncode}: {done.stderr.strip()[-300:]}")
+        raise RuntimeError(f"{command[0]} left with {done.returncode}: {done.stderr.strip()[-300:]}")
     told: Run = json.loads(done.stdout.splitlines()[-1])
-    return told | cache_change(case, before) | {"memory_warmed_seconds": warmed}
+    return told | prepared.change()
+
+
+def request(case: Case) -> dict[str, Any]:
+    """What the worker of a case is to do."""
+    contestant, checkpoint = case.contestant, case.checkpoint
+    options = dict(contestant.options)
+    devices = [options.pop("device")] if "device" in options else list(case.devices)
+    return {
+        "loader": contestant.adapter,
+        "path": checkpoint.path,
+        "files": checkpoint.files,
+        "device": devices[0],
+        "devices": devices,
+        "options": options,
+        "touch": contestant.touch if contestant.mapped else "",
+        "import_from": contestant.import_from,
+        "busy_thread": case.beside == "thread",
+    }
+
+
+def start(case: Case) -> Worker:
+    """A worker for a case, not yet ready."""
+    contestant = case.contestant
+    return Worker(request(case), contestant.environment, (*contestant.prefix, contestant.python, str(WORKER)))
+
+
+def loaded(case: Case, worker: Worker, look: Callable[[], None] | None = None) -> Run:
+    """Have a worker load; returns its figures.
+
+    Args:
+        case: what it loads.
+        worker: is ready.
+        look: takes a look at its memory; without it nothing is looked at.
+    """
+    worker.say("go")
+    return worker.hear("loaded", load_seconds(case.checkpoint.tensor_bytes), look)
+
+
+def checked(case: Case, worker: Worker, every: int) -> Run:
+    """Have one in so many of the tensors compared, where the loader hands them out and digests are known."""
+    if not case.contestant.delivers or not case.checkpoint.digests:
+        return {}
+    worker.say({"digests": case.checkpoint.digests, "every": every})
+    return worker.hear("checked", CHECK_SECONDS)
 
 
 def _measure_worker(case: Case, check_all: bool) -> Run:
     contestant, checkpoint = case.contestant, case.checkpoint
-    request = {
-        "adapter": contestant.adapter,
-        "options": dict(contestant.options),
-        "import_from": contestant.import_from,
-        "path": checkpoint.path,
-        "files": checkpoint.files,
-        "touch": contestant.touch if contestant.mapped else "",
-        "loads": case.loads,
-        "busy_thread": case.beside == "thread",
-        "digests": checkpoint.digests if contestant.delivers else None,
-        "check_every": 1 if check_all else CHECK_EVERY,
-    }
-    command = (*contestant.prefix, contestant.python, str(WORKER), json.dumps(request))
-    with WorkerProcess(command, contestant.environment) as worker:
-        worker.hear("ready")
-        before, warmed = prepare(case)
-        base = worker.anonymous_bytes()
-        worker.say("go")
-        told = worker.hear("loaded", sample=True)
-        change = cache_change(case, before)
-        worker.say("check")
-        checked = worker.hear("checked")
-    seconds = told["touched_seconds"] if contestant.mapped else told["seconds"]
+    with start(case) as worker:
+        worker.hear("ready", START_SECONDS)
+        prepared = prepare(case)
+        memory = MemoryWatch(worker.process_id)
+        told = [loaded(case, worker, memory.look) for _ in range(case.loads)]
+        change = prepared.change()
+        compared = checked(case, worker, 1 if check_all else CHECK_EVERY)
+    last = told[-1]
+    seconds = last["touched_seconds"] if contestant.mapped else last["seconds"]
     owned = checkpoint.tensor_bytes if contestant.delivers and not contestant.mapped else 0
+    anonymous = memory.peaks().anonymous_bytes or 0
     return {
-        **told,
-        **checked,
+        **last,
+        **compared,
         **change,
-        "memory_warmed_seconds": warmed,
+        "first_seconds": told[0]["seconds"],
         "microseconds_per_tensor": seconds / checkpoint.tensors * 1e6,
-        "description_bytes_per_tensor": _description_bytes(told) / checkpoint.tensors,
+        "description_bytes_per_tensor": _description_bytes(last) / checkpoint.tensors,
         "gigabytes_per_second": checkpoint.tensor_bytes / seconds / 1e9,
-        "peak_anonymous_bytes": worker.peak_bytes - base,
-        "extra_anonymous_bytes": worker.peak_bytes - base - owned,
-        "peaks": worker.peak_kinds,
+        "peak_anonymous_bytes": anonymous,
+        "extra_anonymous_bytes": anonymous - owned,
+        "peaks": memory.peak,
     }
 
 
 def _description_bytes(told: Run) -> int:
     memory = told.get("report", {}).get("host_memory", {})
     return int(told.get("description_bytes") or memory.get("description_bytes") or 0)
-
-
-def cache_change(case: Case, before: Any) -> Run:
-    """What has become of the files' residency since ``before``."""
-    after = states.residency(case.checkpoint.files)
-    resident = int(before.sum())
-    return {
-        "resident_before": float(before.mean()),
-        "resident_after": float(after.mean()),
-        "resident_added": float((after & ~before).mean()),
-        "resident_kept": float((after & before).sum() / resident) if resident else None,
-    }
 
 
 @contextmanager
@@ -271,91 +338,3 @@ def busy_process(wanted: bool) -> Iterator[None]:
     finally:
         spinner.kill()
         spinner.wait()
-
-
-class WorkerProcess:
-    """The parent's end of the talk with one worker process.
-
-    Args:
-        command: the worker's command line.
-        environment: environment variables it gets on top of the parent's.
-
-    Attributes:
-        peak_bytes: most anonymous memory seen in samples.
-        peak_kinds: most memory of every kind seen in samples, by the kernel's name for it.
-    """
-
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
-        self.peak_bytes = 0
-        self.peak_kinds = dict.fromkeys(KINDS, 0)
-        # A file, because nobody empties a pipe while the worker runs.
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in __exit__
-        self._process = subprocess.Popen(
-            list(command),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-            env={**os.environ, **environment},
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.communicate()
-        self._errors.close()
-
-    @property
-    def pid(self) -> int:
-        """The worker's process."""
-        return self._process.pid
-
-    def sample(self) -> None:
-        """Look at the worker's memory once."""
-        for kind, nbytes in self.memory().items():
-            self.peak_kinds[kind] = max(self.peak_kinds[kind], nbytes)
-        self.peak_bytes = self.peak_kinds["RssAnon"]
-
-    def say(self, word: str) -> None:
-        """One word to the worker."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(word + "\n")
-        self._process.stdin.flush()
-
-    def hear(self, event: str, *, sample: bool = False) -> Run:
-        """Wait for ``event``, watching memory meanwhile, and return what came with it."""
-        assert self._process.stdout is not None
-        deadline = time.monotonic() + TIMEOUT_SECONDS
-        wait = SAMPLE_SECONDS if sample else 1.0
-        while not select.select([self._process.stdout], [], [], wait)[0]:
-            if sample:
-                self.sample()
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"no {event!r} within {TIMEOUT_SECONDS:.0f} s")
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(self._last_words(event))
-        values: Run = json.loads(line)
-        if values.pop("event") != event:
-            raise RuntimeError(f"expected {event!r}, got {line.strip()}")
-        if sample:
-            self.sample()
-        return values
-
-    def anonymous_bytes(self) -> int:
-        """The worker's resident anonymous memory right now."""
-        return self.memory().get("RssAnon", 0)
-
-    def memory(self) -> dict[str, int]:
-        """The worker's memory of every kind right now, in bytes."""
-        with open(f"/proc/{self._process.pid}/status") as status:
-            fields = (line.partition(":") for line in status)
-            return {name: int(value.split()[0]) * 1024 for name, _, value in fields if name in KINDS}
-
-    def _last_words(self, event: str) -> str:
-        self._process.wait()
-        self._errors.seek(0)
-        words = self._errors.read().strip().splitlines() or ["no message"]
-        return f"worker ended before {event!r}: {words[-1]}"

@@ -26,8 +26,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import environment
+import states
 from peak import PeakMemory
 
+from weightlift.bench.cache_states import ModelFiles, StateNotReached
+from weightlift.health.cache.files import find_files
 from weightlift.integrations.versions import installed_version
 
 if TYPE_CHECKING:
@@ -76,38 +79,13 @@ def make_checkpoint(folder: Path, size: str, device: str) -> dict[str, Any]:
     }
 
 
-def cached_bytes(folder: Path) -> int | None:
-    """How much of the checkpoint the page cache holds; ``None`` if the system does not tell."""
-    from weightlift.host.residency import residency
-
-    counts = []
-    for file in folder.glob("*.safetensors"):
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            counts.append(residency(descriptor, file.stat().st_size))
-        finally:
-            os.close(descriptor)
-    return None if None in counts else sum(count for count in counts if count is not None)
-
-
 def bring_about(state: str, folder: Path) -> bool:
-    """Make the checkpoint warm or cold, and find out whether it is."""
-    files = sorted(folder.glob("*.safetensors"))
-    total = sum(file.stat().st_size for file in files)
-    for file in files:
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            if state == "cold":
-                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            else:
-                while os.read(descriptor, 16 << 20):
-                    pass
-        finally:
-            os.close(descriptor)
-    found = cached_bytes(folder)
-    if found is None:
+    """Make the checkpoint warm or cold; returns whether it is."""
+    try:
+        states.prepare(sorted(folder.glob("*.safetensors")), states.CacheState(state))
+    except (StateNotReached, OSError):
         return False
-    return found <= total * COLD_FRACTION if state == "cold" else found >= total * (1 - COLD_FRACTION)
+    return True
 
 
 # ---- one run, in a process of its own
@@ -220,7 +198,7 @@ def worker(request: dict[str, Any]) -> dict[str, Any]:
         record = RUNS[request["framework"]](request)
     except BaseException as err:  # noqa: BLE001 - recorded, so that the other runs go on
         return {"error": f"{type(err).__name__}: {err}"[:2000], "traceback": traceback.format_exc()[-3000:]}
-    record["cached_after_bytes"] = cached_bytes(folder)
+    record["cached_after_bytes"] = ModelFiles(find_files(sorted(folder.glob("*.safetensors")))).cached_bytes()
     return record
 
 

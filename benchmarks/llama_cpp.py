@@ -30,6 +30,9 @@ from harness import MIB, Case, Checkpoint, Contestant
 from peers import FOLDER
 from states import CacheState
 
+from weightlift.bench.memory import KINDS
+from weightlift.bench.rounds import SPARE_BYTES
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -44,7 +47,7 @@ PATHS: Mapping[str, Mapping[str, Any]] = {
     "buffered": {"method": "buffered", "cache": "keep"},
     "auto": {"method": "auto"},
 }
-FIGURES = (*harness.FIGURES, *(f"peak_{kind}" for kind in harness.KINDS))
+FIGURES = (*harness.FIGURES, *(f"peak_{kind}" for kind in KINDS))
 GENERATE = (
     "import json, sys; sys.path.insert(0, sys.argv[1]); from llama_cpp import Llama; "
     "model = Llama(sys.argv[2], n_ctx=64, verbose=False); "
@@ -124,7 +127,7 @@ def compared(checkpoint: Checkpoint, package: Path, state: CacheState, known: Ma
             checkpoint=checkpoint,
             state=state,
             # Its weights are in memory of its own unless it maps them.
-            memory_bytes=2 * checkpoint.tensor_bytes + harness.SPARE_BYTES,
+            memory_bytes=2 * checkpoint.tensor_bytes + SPARE_BYTES,
         )
         for label, mode in known.items()
     ]
@@ -141,6 +144,7 @@ def _llama(package: Path, mode: str) -> Contestant:
         options={"load_mode": mode},
         import_from=(str(package),),
         mapped="MMAP" in mode,
+        touch="mappings",
         delivers=False,
     )
 
@@ -173,19 +177,12 @@ def warmed(checkpoint: Checkpoint, package: Path, rounds: int) -> dict[str, Any]
 def guarded(checkpoint: Checkpoint, package: Path, folder: Path) -> dict[str, Any]:
     """What ``weightlift guard`` says while llama.cpp loads without mmap."""
     log = folder / "guard.jsonl"
-    request = {
-        "adapter": "llama_cpp",
-        "options": {"load_mode": "NONE"},
-        "import_from": [str(package)],
-        "path": checkpoint.path,
-        "files": checkpoint.files,
-        "loads": 1,
-    }
-    worker = (sys.executable, str(harness.WORKER), json.dumps(request))
+    request = harness.request(Case(name="guarded", contestant=_llama(package, "NONE"), checkpoint=checkpoint))
+    worker = (sys.executable, str(harness.WORKER))
     states.prepare(checkpoint.files, CacheState.COLD)
     done = subprocess.run(
         _weightlift("guard", "--display", "lines", "--log", str(log), "--", *worker),
-        input="go\ncheck\n",
+        input=f'{json.dumps(request)}\n"go"\n',
         capture_output=True,
         text=True,
         check=False,

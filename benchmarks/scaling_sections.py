@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import sections
 from claims import Limit, Ratio
-from harness import MIB, SPARE_BYTES, Case, Checkpoint, Contestant
+from harness import MIB, Case, Checkpoint, Contestant
 from states import CacheState
+
+from weightlift.bench.rounds import SPARE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

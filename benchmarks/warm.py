@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any, Final
 import environment
 import tables
 
+from weightlift.bench.backed_memory import back_memory
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -121,7 +123,7 @@ def measure(path: Path, fill: Callable[[Path], None]) -> dict[str, Any]:
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     left = residency.residency(descriptor, size)
     assert left == 0, f"{left} bytes stayed cached"
-    environment.warm_memory(2 * size)
+    back_memory(2 * size)
     begin, processor = time.perf_counter(), time.process_time()
     fill(path)
     cached = residency.residency(descriptor, size)

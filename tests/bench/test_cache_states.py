@@ -67,3 +67,16 @@ def test_headers_that_were_just_read_do_not_count_as_cached(cold_model: Path, sh
     files = ModelFiles(find_files([first]), may_drop=True, brought_in=[[(0, 4096)]])
     assert files.cached_bytes() == 4096
     assert files.restore(read_again=True).after_bytes == 0
+
+
+def test_what_came_and_went_since_is_told_apart(files: ModelFiles, cold_model: Path, shards: Shards) -> None:
+    before = files.snapshot()
+    assert (before.cached_bytes, files.added_bytes(before)) == (PART_BYTES, 0)
+    descriptor = os.open(shards(cold_model)[0], os.O_RDONLY)
+    try:
+        os.posix_fadvise(descriptor, PART_BYTES, PART_BYTES // 2, os.POSIX_FADV_DONTNEED)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+        os.pread(descriptor, MIB, 0)
+    finally:
+        os.close(descriptor)
+    assert (files.cached_bytes(), files.added_bytes(before)) == (PART_BYTES // 2 + MIB, MIB)

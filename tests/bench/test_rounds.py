@@ -82,8 +82,8 @@ def test_a_load_of_wrong_tensors_is_a_failure_and_no_figure(
     made: Made, monkeypatch: pytest.MonkeyPatch, answer: dict[str, Any], words: str
 ) -> None:
     class Liar(Worker):
-        def hear(self, event: str, seconds: float, *, watch: bool = False) -> dict[str, Any]:
-            told = super().hear(event, seconds, watch=watch)
+        def hear(self, event: str, seconds: float, look: Callable[[], None] | None = None) -> dict[str, Any]:
+            told = super().hear(event, seconds, look)
             return told | answer if event == "checked" else told
 
     monkeypatch.setattr("weightlift.bench.rounds.Worker", Liar)

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import mmap
 import os
+import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+import textwrap
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from weightlift.bench.loaders import LOADERS
+from weightlift import bench
+from weightlift.bench.contents import compare_parts, part_of, size_of, touch_mappings, touch_tensors
+from weightlift.bench.loaders import LOADERS, FirstTensor
+from weightlift.bench.memory import KINDS, MemoryWatch
 from weightlift.bench.process import Worker, WorkerFailure
 from weightlift.bench.samples import sample_parts
-from weightlift.bench.worker import check, part_of, size_of, touch
 from weightlift.formats import describe
 from weightlift.testing import TensorSpec, make_checkpoint, write_checkpoint
 from weightlift.units import MIB
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 numpy = pytest.importorskip("numpy", reason="numpy is not installed")
 
@@ -26,7 +29,7 @@ SECONDS = 120.0
 
 def request(path: Path, loader: str = "weightlift", **more: Any) -> dict[str, Any]:
     files = [str(path)]
-    return {"loader": loader, "path": str(path), "files": files, "device": "null", "options": {}, "touch": False} | more
+    return {"loader": loader, "path": str(path), "files": files, "device": "null", "options": {}, "touch": ""} | more
 
 
 @pytest.fixture
@@ -38,14 +41,14 @@ class TestTalk:
     def test_a_load(self, path: Path) -> None:
         with Worker(request(path, options={"method": "buffered"}), {}) as worker:
             assert worker.hear("ready", SECONDS) == {}
-            worker.watch()
+            memory = MemoryWatch(worker.process_id)
             worker.say("go")
-            told = worker.hear("loaded", SECONDS, watch=True)
+            told = worker.hear("loaded", SECONDS, memory.look)
             assert told["seconds"] > 0
             assert told["touched_seconds"] is None
             assert told["report"]["method"]["requested"] == "buffered"
-            peaks = worker.peaks()
-            assert (peaks.anonymous_bytes is None) == (sys.platform != "linux")
+            assert (memory.peaks().anonymous_bytes is None) == (sys.platform != "linux")
+            assert memory.peak.keys() == (set(KINDS) if sys.platform == "linux" else set())
             process_id = worker.process_id
         with pytest.raises(ProcessLookupError):
             os.kill(process_id, 0)
@@ -82,8 +85,34 @@ class TestTalk:
         with Worker(request(path, "runai"), {"PYTHONPATH": str(tmp_path)}) as worker:
             worker.hear("ready", SECONDS)
 
+    def test_it_loads_as_often_as_it_is_told(self, path: Path) -> None:
+        """What is streamed comes one by one; what the process did is told beside what the clock says."""
+        with Worker(request(path), {}) as worker:
+            worker.hear("ready", SECONDS)
+            for _ in range(2):
+                worker.say("go")
+                told = worker.hear("loaded", SECONDS)
+                assert told["first_tensor_seconds"] is None
+                assert told["processor_seconds"] >= 0
+                worker.say([])
+                assert worker.hear("checked", SECONDS)["compared"] == 0
+
 
 class TestSurroundings:
+    def test_it_imports_the_standard_library_alone(self) -> None:
+        """Other loaders have environments of their own, without what weightlift depends on."""
+        script = """
+            import sys
+            sys.path.append(sys.argv[1])
+            import weightlift.bench.worker
+            roots = {name.partition(".")[0] for name in sys.modules}
+            print(*sorted(roots - sys.stdlib_module_names - {"__main__"}))
+        """
+        source = str(Path(bench.__file__).parents[2])
+        command = [sys.executable, "-S", "-I", "-c", textwrap.dedent(script), source]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.stdout.split() == ["weightlift"], done.stderr
+
     def test_the_current_folder_is_not_on_the_import_path(
         self, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -110,6 +139,23 @@ class TestSurroundings:
             worker.hear("ready", SECONDS)
 
 
+class TestTouch:
+    def test_through_the_mappings_of_a_file(self, path: Path) -> None:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapping:
+            assert touch_mappings([str(path)]) == -(-len(mapping) // 4096)
+        if sys.platform == "linux":
+            with pytest.raises(RuntimeError, match=f"nothing of {path} is mapped"):
+                touch_mappings([str(path)])
+
+    def test_two_times_are_told(self, path: Path) -> None:
+        wanted = request(path, device="cpu", options={"method": "mmap", "framework": "numpy"}, touch="tensors")
+        with Worker(wanted, {}) as worker:
+            worker.hear("ready", SECONDS)
+            worker.say("go")
+            told = worker.hear("loaded", SECONDS)
+        assert told["touched_seconds"] > told["seconds"]
+
+
 class TestCheck:
     SPECS = (TensorSpec("a", "F32", (3,)), TensorSpec("b", "U8", (3 * MIB + 5,)), TensorSpec("none", "F32", (0, 4)))
 
@@ -118,7 +164,7 @@ class TestCheck:
         description = describe(path)
         samples = sample_parts(description, range(len(description)), thorough=True)
         load = LOADERS["weightlift"](request(path, device="cpu", options={"framework": framework}))
-        return dict(load()), samples
+        return dict(load(FirstTensor())), samples
 
     @pytest.mark.parametrize("framework", ["numpy", "torch"])
     def test_right_and_wrong_bytes(self, tmp_path: Path, framework: str) -> None:
@@ -127,18 +173,19 @@ class TestCheck:
         tensors, samples = self.loaded(tmp_path, framework)
         assert [part[0] for part in samples] == ["a", "b", "b"]
         right = {"tensors": 3, "bytes": 12 + 3 * MIB + 5, "wrong": None, "compared": 3}
-        assert check(tensors, samples) == right
+        assert compare_parts(tensors, samples) == right
         tensors["b"][-1] += 1
-        assert check(tensors, samples)["wrong"] == "b"
+        assert compare_parts(tensors, samples)["wrong"] == "b"
         del tensors["b"]
-        assert check(tensors, samples)["wrong"] == "b"
+        assert compare_parts(tensors, samples)["wrong"] == "b"
 
     def test_views_and_scalars(self) -> None:
         scalar = numpy.float64(1.0).reshape(())
         turned = numpy.arange(6, dtype="uint8").reshape(2, 3).T
         assert part_of(turned, 0, 6) == bytes([0, 3, 1, 4, 2, 5])
         assert (size_of(scalar), len(part_of(scalar, 0, 8))) == (8, 8)
-        assert touch({"turned": turned, "empty": numpy.zeros((0, 3))}) == 0
+        large = numpy.zeros(2 * 4096 + 1, dtype="uint8")
+        assert touch_tensors({"turned": turned, "empty": numpy.zeros((0, 3)), "large": large}) == 1 + 0 + 3
 
     def test_a_bounded_number_of_parts_spread_over_the_model(self, tmp_path: Path) -> None:
         specs = [TensorSpec(f"t{number:04}", "U8", (8,)) for number in range(1000)]

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from weightlift.bench.cache_states import StateNotReached
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -14,8 +16,8 @@ if TYPE_CHECKING:
 @pytest.mark.parametrize(
     ("failures", "attempts", "ends"),
     [
-        (["CacheStateError"], 2, "done"),
-        (["CacheStateError"] * 5, 3, "CacheStateError"),
+        (["StateNotReached"], 2, "done"),
+        (["StateNotReached"] * 5, 3, "StateNotReached"),
         (["RuntimeError"], 1, "RuntimeError"),
     ],
 )
@@ -23,7 +25,7 @@ def test_only_a_state_that_was_not_reached_is_tried_again(
     scripts: Path, monkeypatch: pytest.MonkeyPatch, failures: list[str], attempts: int, ends: str
 ) -> None:
     harness = importlib.import_module("harness")
-    kinds = {"CacheStateError": importlib.import_module("states").CacheStateError, "RuntimeError": RuntimeError}
+    kinds = {"StateNotReached": StateNotReached, "RuntimeError": RuntimeError}
     tried: list[int] = []
 
     def run(*_: Any) -> dict[str, Any]:

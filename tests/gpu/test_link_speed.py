@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from weightlift.bench.loaders import LOADERS
+from weightlift.bench.loaders import LOADERS, FirstTensor
 from weightlift.errors import DeviceError
 from weightlift.health.probes import link_speed
 from weightlift.targets.access import gpu_access
@@ -46,5 +46,5 @@ def test_a_refusal_is_the_runtimes_error_and_leaves_nothing(gpu: FakeGpu, device
 
 def test_the_benchmark_measures_the_link_by_the_same_probe(gpu: FakeGpu, devices: FakeDevices) -> None:
     before = gpu.counters().copies
-    assert LOADERS["link"]({"device": "cuda:0"})().gigabytes_per_second > 0
+    assert LOADERS["link"]({"device": "cuda:0"})(FirstTensor())["gigabytes_per_second"] > 0
     assert gpu.counters().copies - before >= 8

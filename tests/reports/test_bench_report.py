@@ -14,7 +14,7 @@ import pytest
 from weightlift.bench.cache_states import Restored
 from weightlift.bench.ceilings import Ceilings
 from weightlift.bench.contestants import Contestant
-from weightlift.bench.process import Peaks
+from weightlift.bench.memory import Peaks
 from weightlift.bench.results import BenchResult, Run, case_results
 from weightlift.bench.rounds import Step
 from weightlift.errors import MissingExtraError

@@ -55,6 +55,19 @@ class Restored:
     note: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What the page cache held of the files at one moment, to the page.
+
+    Attributes:
+        absent: offset and length of what it did not hold, file by file.
+        cached_bytes: how much it held; ``None`` if the system does not tell.
+    """
+
+    absent: Sequence[Ranges]
+    cached_bytes: int | None
+
+
 class ModelFiles:
     """The files under measurement.
 
@@ -64,14 +77,36 @@ class ModelFiles:
         brought_in: ranges that reading their headers brought in, file by file; not to stay at the end.
     """
 
-    def __init__(self, files: Sequence[FoundFile], *, may_drop: bool, brought_in: Sequence[Ranges]) -> None:
+    def __init__(
+        self, files: Sequence[FoundFile], *, may_drop: bool = True, brought_in: Sequence[Ranges] | None = None
+    ) -> None:
         self.files = files
         self.total_bytes = sum(file.size_bytes for file in files)
         self._may_drop = may_drop
+        self._before = self.snapshot(brought_in)
+
+    def snapshot(self, brought_in: Sequence[Ranges] | None = None) -> Snapshot:
+        """Look at every page.
+
+        Args:
+            brought_in: ranges that count as if they were not there, file by file.
+        """
         known = self.cached_bytes() is not None
-        self._absent = [_absent(file, more) for file, more in zip(files, brought_in, strict=True)]
-        absent_bytes = sum(length for ranges in self._absent for _, length in ranges)
-        self._before_bytes = self.total_bytes - absent_bytes if known else None
+        more = [[] for _ in self.files] if brought_in is None else brought_in
+        absent = [_absent(file, ranges) for file, ranges in zip(self.files, more, strict=True)]
+        absent_bytes = sum(length for ranges in absent for _, length in ranges)
+        return Snapshot(absent, self.total_bytes - absent_bytes if known else None)
+
+    def added_bytes(self, before: Snapshot) -> int | None:
+        """How much is cached now of what was not then; ``None`` if the system does not tell."""
+        total = 0
+        for file, absent in zip(self.files, before.absent, strict=True):
+            with _opened(file) as descriptor:
+                cached = residency.cached_in(descriptor, absent)
+            if cached is None:
+                return None
+            total += cached
+        return total
 
     def cached_bytes(self) -> int | None:
         """What the page cache holds of all files; ``None`` if the system does not tell."""
@@ -88,7 +123,7 @@ class ModelFiles:
         """Why cold loads cannot be measured; empty if they can. Tries it."""
         if not self._may_drop:
             return "the files were not to be dropped from the page cache"
-        if self._before_bytes is None:
+        if self._before.cached_bytes is None:
             if sys.platform != "linux":
                 return "this system does not tell what its page cache holds, so that cold could not be verified"
             return (
@@ -165,7 +200,7 @@ class ModelFiles:
         Args:
             read_again: whether there is time for that.
         """
-        before = self._before_bytes
+        before = self._before.cached_bytes
         if before is None:
             return Restored(
                 before_bytes=None,
@@ -177,7 +212,7 @@ class ModelFiles:
             after = self.cached_bytes()
             note = "nothing was dropped, so what was read stayed" if (after or 0) > before else ""
             return Restored(before_bytes=before, after_bytes=after, note=note)
-        for file, absent in zip(self.files, self._absent, strict=True):
+        for file, absent in zip(self.files, self._before.absent, strict=True):
             try:
                 with _opened(file) as descriptor:
                     if read_again:

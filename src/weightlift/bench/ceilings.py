@@ -105,7 +105,7 @@ class CeilingProbe:
         """Copies out of pinned memory, in a process of their own; nothing for devices without a link."""
         if not self._device.startswith("cuda"):
             return Ceilings()
-        request = {"loader": "link", "device": self._device, "touch": False}
+        request = {"loader": "link", "device": self._device, "touch": ""}
         try:
             with Worker(request, {}) as worker:
                 worker.hear("ready", START_SECONDS)

@@ -1,6 +1,6 @@
-"""The measuring side's end of the talk with one worker process: starting, hearing, ending it, watching its memory.
+"""The measuring side's end of the talk with one worker process: starting, hearing, ending it.
 
-Knows nothing of loaders, cache states or rounds. A worker never outlives the ``with`` block it was started in.
+Knows nothing of loaders, cache states, memory or rounds. A worker never outlives the ``with`` block it was started in.
 """
 
 from __future__ import annotations
@@ -14,16 +14,15 @@ import sys
 import tempfile
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
-
-from weightlift.host.processes import ProcessUse, process_use
+from typing import TYPE_CHECKING, Any, Final, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 SAMPLE_SECONDS: Final = 0.005
 _WAIT_SECONDS: Final = 0.1
 START_SECONDS: Final = 300.0
+CHECK_SECONDS: Final = 600.0
 _LOAD_SECONDS: Final = 600.0
 _SLOWEST_BYTES_PER_SECOND: Final = 20e6
 _ENDING_SECONDS: Final = 5.0
@@ -51,21 +50,13 @@ class WorkerFailure(Exception):  # noqa: N818 - an outcome of a run, not always 
         self.ours = ours
 
 
-class Peaks(NamedTuple):
-    """Growth of a process's memory at its peak, by kind, in bytes; ``None`` where the system does not tell."""
-
-    anonymous_bytes: int | None = None
-    file_bytes: int | None = None
-    shared_bytes: int | None = None
-
-
 class Worker:
     """One worker process.
 
     Args:
         request: what it is to do.
         environment: environment variables on top of this process's.
-        command: what to run instead, for tests.
+        command: another program that talks like :mod:`weightlift.bench.worker`.
     """
 
     def __init__(
@@ -74,7 +65,7 @@ class Worker:
         kept = {name: value for name, value in os.environ.items() if name not in _WITHHELD}
         # A file, because nobody empties a pipe while the worker runs.
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
-        self._process = subprocess.Popen(  # noqa: S603 - this interpreter, or what a test names
+        self._process = subprocess.Popen(  # noqa: S603 - this interpreter, or what the caller names
             list(command),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -87,8 +78,6 @@ class Worker:
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, name="weightlift-bench", daemon=True)
         self._reader.start()
-        self._base: ProcessUse | None = None
-        self._peak = ProcessUse()
         self.say(dict(request))
 
     def __enter__(self) -> Self:
@@ -120,18 +109,18 @@ class Worker:
             self._process.stdin.write(json.dumps(value) + "\n")
             self._process.stdin.flush()
 
-    def hear(self, event: str, seconds: float, *, watch: bool = False) -> dict[str, Any]:
+    def hear(self, event: str, seconds: float, look: Callable[[], None] | None = None) -> dict[str, Any]:
         """Wait for an event and return what came with it.
 
         Args:
             event: its name.
             seconds: how long to wait.
-            watch: look at the worker's memory meanwhile.
+            look: called again and again meanwhile, every :data:`SAMPLE_SECONDS`, and once more at the end.
 
         Raises:
             WorkerFailure: it failed, ended or took longer.
         """
-        line = self._next_line(time.monotonic() + seconds, watch=watch)
+        line = self._next_line(time.monotonic() + seconds, look)
         if line is None:
             raise WorkerFailure(f"no answer within {seconds:.0f} s")
         if not line:
@@ -145,42 +134,17 @@ class Worker:
             raise WorkerFailure(f"it said {line.strip()[:80]!r} where {event!r} was due")
         return values
 
-    def _next_line(self, deadline: float, *, watch: bool) -> str | None:
+    def _next_line(self, deadline: float, look: Callable[[], None] | None) -> str | None:
         """What it says next, an empty line if it has ended; ``None`` if it says nothing in time."""
         line: str | None = None
         while line is None:
             with contextlib.suppress(queue.Empty):
-                line = self._lines.get(timeout=SAMPLE_SECONDS if watch else _WAIT_SECONDS)
-            if watch:
-                self._look()
+                line = self._lines.get(timeout=_WAIT_SECONDS if look is None else SAMPLE_SECONDS)
+            if look is not None:
+                look()
             if line is None and time.monotonic() > deadline:
                 break
         return line
-
-    def watch(self) -> None:
-        """Peaks count from here."""
-        self._base = process_use(self.process_id)
-        self._peak = self._base or ProcessUse()
-
-    def peaks(self) -> Peaks:
-        """Growth of every kind of memory since :meth:`watch`, as sampled."""
-        base, peak = self._base, self._peak
-        if base is None:
-            return Peaks()
-        return Peaks(
-            peak.anonymous_bytes - base.anonymous_bytes,
-            peak.file_bytes - base.file_bytes,
-            peak.shared_bytes - base.shared_bytes,
-        )
-
-    def _look(self) -> None:
-        seen, peak = process_use(self.process_id), self._peak
-        if seen is not None:
-            self._peak = ProcessUse(
-                max(peak.anonymous_bytes, seen.anonymous_bytes),
-                max(peak.file_bytes, seen.file_bytes),
-                max(peak.shared_bytes, seen.shared_bytes),
-            )
 
     def _read(self) -> None:
         assert self._process.stdout is not None

@@ -10,8 +10,8 @@ import statistics
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from weightlift.bench.memory import Peaks
 from weightlift.bench.options import ROUNDS_OF_A_RESULT
-from weightlift.bench.process import Peaks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -9,27 +9,39 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from weightlift.bench.backed_memory import back_memory
 from weightlift.bench.cache_states import StateNotReached
 from weightlift.bench.ceilings import CeilingProbe, Ceilings
-from weightlift.bench.process import SAMPLE_SECONDS, START_SECONDS, Worker, WorkerFailure, load_seconds
+from weightlift.bench.memory import MemoryWatch
+from weightlift.bench.process import (
+    CHECK_SECONDS,
+    SAMPLE_SECONDS,
+    START_SECONDS,
+    Worker,
+    WorkerFailure,
+    load_seconds,
+)
 from weightlift.bench.results import Run
 from weightlift.bench.samples import sample_parts
 from weightlift.errors import printable
 from weightlift.units import MIB, format_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from weightlift.bench.cache_states import ModelFiles
     from weightlift.bench.contestants import Contestant
     from weightlift.description import Description
     from weightlift.health.cache.files import FoundFile
 
-_SPARE_BYTES: Final = 256 * MIB
-_CHECK_SECONDS: Final = 600.0
+Item = TypeVar("Item")
+
+SPARE_BYTES: Final = 256 * MIB
+"""Memory that is backed for a load beside its tensors and its page cache."""
+
+_REPORTED: Final = ("method", "cache", "engine", "workers", "chunk_bytes", "bottleneck", "phases", "staging")
 
 
 class Step(NamedTuple):
@@ -153,7 +165,7 @@ class Rounds:
         for state in states:
             found = self._prepared_ceilings(state, states, probe) | found
             self.ceilings[-1] = found
-            for contestant in self._turns(number):
+            for contestant in turns(self.contestants, number, self.rounds):
                 if not self._given_up(state, contestant):
                     self._tell(number, states, f"{state}, {contestant.name}")
                     run = self._measure(number, state, contestant, found)
@@ -174,12 +186,6 @@ class Rounds:
         except OSError as err:
             return Ceilings(notes={state: f"the files could not be read: {err}"})
 
-    def _turns(self, number: int) -> Iterator[Contestant]:
-        """All contestants, each round beginning with another."""
-        shift = number * max(1, len(self.contestants) // self.rounds) % len(self.contestants)
-        yield from self.contestants[shift:]
-        yield from self.contestants[:shift]
-
     def _given_up(self, state: str, contestant: Contestant) -> bool:
         """Whether it failed by itself before; a state that could not be reached may be reached next time."""
         return any(run.error and not run.unready for run in self.runs.get((state, contestant.name), ()))
@@ -196,7 +202,7 @@ class Rounds:
             "files": [os.path.abspath(file.path) for file in self.model.files],
             "device": self.device,
             "options": dict(contestant.options),
-            "touch": contestant.mapped,
+            "touch": "tensors" if contestant.mapped else "",
         }
         try:
             with Worker(request, contestant.environment) as worker:
@@ -213,10 +219,10 @@ class Rounds:
         model, cache = self.model, self.model.cache
         self._prepare(state, contestant)
         before = cache.cached_bytes()
-        worker.watch()
+        memory = MemoryWatch(worker.process_id)
         worker.say("go")
-        told = worker.hear("loaded", load_seconds(model.nbytes), watch=True)
-        peaks, after = worker.peaks(), cache.cached_bytes()
+        told = worker.hear("loaded", load_seconds(model.nbytes), memory.look)
+        peaks, after = memory.peaks(), cache.cached_bytes()
         compared = 0
         if self.device != "null":
             compared = self._checked(worker, thorough=number == 0)
@@ -233,7 +239,7 @@ class Rounds:
             cached_after_bytes=after,
             ceiling=ceilings.of(state, self.device, mapped=contestant.mapped),
             compared=compared,
-            report=told.get("report"),
+            report=_reported(told.get("report")),
         )
 
     def _prepare(self, state: str, contestant: Contestant) -> None:
@@ -249,7 +255,7 @@ class Rounds:
             cache.make_warm()
         if self.virtual:
             owned = self.model.nbytes if self.device == "cpu" and not contestant.mapped else 0
-            back_memory(owned + (cache.total_bytes if state == "cold" else 0) + _SPARE_BYTES)
+            back_memory(owned + (cache.total_bytes if state == "cold" else 0) + SPARE_BYTES)
         if state == "cold":
             cache.check_cold()
         else:
@@ -263,7 +269,7 @@ class Rounds:
         """
         model = self.model
         worker.say(sample_parts(model.description, model.rows, thorough=thorough))
-        told = worker.hear("checked", _CHECK_SECONDS)
+        told = worker.hear("checked", CHECK_SECONDS)
         # Tensors that share bytes or are strided have other sizes than their ranges of the file.
         plain = not model.description.strides and not model.description.shared
         if told["tensors"] != len(model.rows) or (plain and told["bytes"] != model.nbytes):
@@ -274,3 +280,24 @@ class Rounds:
         if told["wrong"] is not None:
             raise WorkerFailure(f"tensor '{printable(told['wrong'])}' has other bytes than the file")
         return int(told["compared"])
+
+
+def _reported(report: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What is kept of weightlift's own report, which also lists every file."""
+    if report is None:
+        return None
+    memory = {key: value for key, value in report["host_memory"].items() if key != "terms"}
+    return {key: report[key] for key in _REPORTED} | {"host_memory": memory}
+
+
+def turns(contestants: Sequence[Item], number: int, count: int) -> Iterator[Item]:
+    """All contestants in the order of one round; each round begins with another.
+
+    Args:
+        contestants: in any order.
+        number: of the round, from 0.
+        count: of all rounds.
+    """
+    shift = number * max(1, len(contestants) // count) % len(contestants)
+    yield from contestants[shift:]
+    yield from contestants[:shift]

@@ -1,0 +1,78 @@
+"""Whether tensors hold the bytes of their file: compared by digest, those on devices after they were copied back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from weightlift.bench.contents import flat_bytes, with_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+BATCH_BYTES = 128 << 20
+"""Most bytes brought back at once; small tensors are joined up to it, since every copy costs some microseconds."""
+
+
+def digest_of(data: Any) -> str:
+    """The digest that files of digests hold."""
+    import xxhash
+
+    return xxhash.xxh3_128_hexdigest(data)
+
+
+def compare(tensors: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, int]:
+    """Compare the digest of some tensors, and the names of all.
+
+    Args:
+        tensors: what was loaded.
+        wanted: ``digests``, a JSON file with the digest of every tensor, and ``every``: one in so many is compared.
+
+    Raises:
+        RuntimeError: a tensor is missing, unknown or differs.
+    """
+    expected: dict[str, str] = json.loads(Path(wanted["digests"]).read_text(encoding="utf-8"))
+    if set(tensors) != set(expected):
+        raise RuntimeError(f"{len(tensors)} tensors where {len(expected)} were expected, or other names")
+    names = sorted(expected)[:: wanted["every"]]
+    for name, digest in zip(names, _digests(tensors[name] for name in names), strict=True):
+        if digest != expected[name]:
+            raise RuntimeError(f"tensor {name!r} has other bytes than the file")
+    return {"tensors_checked": len(names), "tensors": len(expected)}
+
+
+def _digests(tensors: Iterable[Any]) -> Iterator[str]:
+    """The digest of every tensor's bytes, in order."""
+    batch: list[Any] = []
+    size = 0
+    for flat in map(flat_bytes, tensors):
+        if size + len(flat) > BATCH_BYTES or (batch and not _go_together(batch[0], flat)):
+            yield from _of_batch(batch)
+            batch, size = [], 0
+        batch.append(flat)
+        size += len(flat)
+    yield from _of_batch(batch)
+
+
+def _go_together(first: Any, other: Any) -> bool:
+    """Whether two tensors are on one device."""
+    return bool(getattr(first, "is_cuda", False) and first.device == other.device)
+
+
+def _of_batch(batch: Sequence[Any]) -> Iterator[str]:
+    import xxhash
+
+    if len(batch) == 1:
+        digest = xxhash.xxh3_128()
+        for first in range(0, len(batch[0]), BATCH_BYTES):
+            with_bytes(batch[0][first : first + BATCH_BYTES], digest.update)
+        yield digest.hexdigest()
+    elif batch:
+        import torch
+
+        joined = torch.cat(list(batch)).cpu()
+        first = 0
+        for flat in batch:
+            yield with_bytes(joined[first : first + len(flat)], digest_of)
+            first += len(flat)
