@@ -82,7 +82,9 @@ def run(folder: Path, processes: int, mutants: list[str]) -> None:
     mutated.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {"PYTHONPATH": str(mutated)}
     words = [sys.executable, "-m", "mutmut", "run", "--max-children", str(processes), *mutants]
-    subprocess.run(["nice", "-n", "19", *words], cwd=folder, env=environment, check=False)
+    # Mutants that are not there end it by an exception, once everything is ready for those that are.
+    errors = subprocess.DEVNULL if mutants == [NO_MUTANT] else None
+    subprocess.run(["nice", "-n", "19", *words], cwd=folder, env=environment, stderr=errors, check=False)
 
 
 def codes(folder: Path) -> dict[Path, dict[str, int | None]]:
@@ -150,14 +152,16 @@ def main() -> None:
     parser.add_argument("--sample", type=int, help="mutants of each suite, 0 for all; by default as the suite says")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     arguments = parser.parse_args()
-    record: dict[str, Any] = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
     for name in arguments.suites or SUITES:
         sample = SUITES[name].sample if arguments.sample is None else arguments.sample
-        found = record[name] = measure(name, arguments.processes, sample, arguments.seed)
+        found = measure(name, arguments.processes, sample, arguments.seed)
         counts = {key: found[key] for key in ("mutants", "tried", *KINDS)}
         print(name, counts, {key: len(found[key]) for key in ("explained", "unexplained")})
         for entry in found["unexplained"]:
             print(f"{entry['mutant']}\n  - {entry['before']}\n  + {entry['after']}")
+        # Read again each time: another suite may have been run beside this one.
+        record: dict[str, Any] = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
+        record[name] = found
         RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 

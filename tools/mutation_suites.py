@@ -49,8 +49,9 @@ SUITES: Final[dict[str, Suite]] = {
             "tests/formats/test_differential.py",
             "tests/formats/test_values.py",
             "tests/formats/test_description.py",
+            "tests/formats/test_refusal_words.py",
         ),
-        sample=300,
+        sample=250,
     ),
     "folders": Suite(
         modules=("formats/__init__.py", "formats/files.py", "formats/folder.py", "formats/index_file.py"),
@@ -58,18 +59,27 @@ SUITES: Final[dict[str, Suite]] = {
             "tests/formats/test_folders.py",
             "tests/formats/test_hostile_files.py",
             "tests/formats/test_description.py",
+            "tests/formats/test_refusal_words.py",
         ),
-        sample=300,
+        sample=250,
     ),
     "gguf": Suite(
         modules=("formats/gguf*.py",),
-        tests=("tests/formats/test_gguf.py", "tests/formats/test_gguf_hostile.py"),
-        sample=300,
+        tests=(
+            "tests/formats/test_gguf.py",
+            "tests/formats/test_gguf_hostile.py",
+            "tests/formats/test_refusal_words.py",
+        ),
+        sample=250,
     ),
     "pytorch": Suite(
         modules=("formats/pytorch*.py", "formats/pickle_reader.py", "formats/zip_directory.py"),
-        tests=("tests/formats/test_pytorch.py", "tests/formats/test_pytorch_hostile.py"),
-        sample=300,
+        tests=(
+            "tests/formats/test_pytorch.py",
+            "tests/formats/test_pytorch_hostile.py",
+            "tests/formats/test_refusal_words.py",
+        ),
+        sample=250,
     ),
 }
 
