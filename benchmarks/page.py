@@ -1,6 +1,6 @@
-"""The page of published figures, ``docs/benchmarks.md``, and the results in the README, from ``benchmarks/results``.
+"""The page of published figures, ``docs/benchmarks.md``, and the results on other pages, from ``benchmarks/results``.
 
-``python benchmarks/page.py`` writes both; ``--check`` writes nothing and fails where one is not what the results say.
+``python benchmarks/page.py`` writes them; ``--check`` writes nothing and fails where one is not what the results say.
 No figure is typed by hand, what was missed stands first, and what was not measured is said too.
 """
 
@@ -14,18 +14,24 @@ from typing import TYPE_CHECKING, Any, Final
 
 import page_parts
 import readme_table
+import reliability_figures
 from page_parts import Known
 from page_tables import Part, cells, escaped, table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     Results = Mapping[str, Mapping[str, Any]]
+    Block = tuple[str, Callable[[Mapping[str, Any]], str]]
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 RESULTS: Final = ROOT / "benchmarks" / "results"
 PAGE: Final = ROOT / "docs" / "benchmarks.md"
-README: Final = ROOT / "README.md"
+BLOCKS: Final[dict[Path, Mapping[str, Block]]] = {
+    ROOT / "README.md": readme_table.BLOCKS,
+    ROOT / "docs" / "reliability.md": reliability_figures.BLOCKS,
+}
+"""Pages with figures between other text, and their blocks: the results file, and what writes its figures."""
 MARK: Final = "<!-- {edge} of what benchmarks/page.py writes: {name} -->"
 
 INTRODUCTION: Final = """\
@@ -131,13 +137,16 @@ KNOWN: Final[dict[str, Known]] = {
         "the interpreter lock on a larger machine",
         page_parts.by_sections,
     ),
+    "verify": Known(
+        "What verifying adds", "benchmarks/verify.py", "digests beside reading and loading", page_parts.verify
+    ),
     "guard": Known("Guard", "benchmarks/guard.py", "another program beside a catastrophe", page_parts.guard),
     "warm": Known("Filling the page cache", "benchmarks/warm.py", "ways to fill the page cache", page_parts.warm),
     "monitoring": Known("What watching costs", "benchmarks/monitoring.py", "watching a load", page_parts.monitoring),
     "doctor": Known("How long doctor takes", "benchmarks/doctor.py", "the command doctor", page_parts.doctor),
     "fuzz": Known("Fuzzing", "", "random and mutated input for every reader of files", page_parts.fuzz),
     "coverage": Known("Coverage of the tests", "", "statements and branches that the tests reach", page_parts.other),
-    "mutation": Known("Mutations", "", "changes of the code that the tests notice", page_parts.other),
+    "mutation": Known("Mutations", "", "changes of the code that the tests notice", page_parts.mutation),
     "endurance": Known(
         "Many loads in one process", "benchmarks/endurance.py", "what loads leave", page_parts.endurance
     ),
@@ -215,24 +224,25 @@ def not_measured(results: Results) -> Iterator[str]:
     yield NEVER
 
 
-def readme(text: str, results: Results) -> str:
-    """The README with its results as they are now.
+def filled(page: Path, blocks: Mapping[str, Block], results: Results) -> str:
+    """A page with the marked blocks in it as the results are now.
 
     Raises:
         ValueError: a mark is missing.
     """
-    for name, (source, write) in readme_table.BLOCKS.items():
+    text = page.read_text(encoding="utf-8")
+    for name, (source, write) in blocks.items():
         first, last = (MARK.format(edge=edge, name=name) for edge in ("start", "end"))
         before, found, rest = text.partition(first)
         _, ended, after = rest.partition(last)
         if not found or not ended:
-            raise ValueError(f"the README has no `{first}` and `{last}`")
+            raise ValueError(f"{page.name} has no `{first}` and `{last}`")
         text = f"{before}{first}\n{write(results[source])}\n{last}{after}"
     return text
 
 
 def main() -> int:
-    """Write page and README, or say which is out of date."""
+    """Write all pages, or say which is out of date."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing; fail where something is out of date")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the folder with the results")
@@ -241,7 +251,7 @@ def main() -> int:
     results = read(chosen.results)
     wanted = {chosen.output or PAGE: page(results, PAGE.parent / "pictures")}
     if chosen.output is None:
-        wanted[README] = readme(README.read_text(encoding="utf-8"), results)
+        wanted |= {place: filled(place, blocks, results) for place, blocks in BLOCKS.items()}
     outdated = [path for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
     for path in outdated:
         if chosen.check:

@@ -293,6 +293,53 @@ def warm(result: Result) -> Part:
     return part
 
 
+def verify(result: Result) -> Part:
+    """What looking at digests adds to reading."""
+    part = Part([taken(result["taken"] | {"rounds": result["rounds"]})])
+    for row in result["rates"]:
+        rate = f"{row['gigabytes_per_second']:g} GB/s"
+        part.add(f"{result['bytes'] / 1e9:.2f} GB in one cold file on a disk held back to {rate}:")
+        lines = [
+            (
+                escaped(case["name"]),
+                spread(case["gigabytes_per_second"]),
+                spread(case["seconds"], digits=3),
+                spread(case["processor_seconds"], digits=3),
+            )
+            for case in row["cases"]
+        ]
+        part.add(table(("way", "GB/s", "seconds", "processor seconds"), lines))
+        found = [
+            Target(
+                f"{escaped(over['name'])} over {escaped(over['over'])}, {rate}, % more time",
+                spread(over["value"], 0.01, 1),
+                f"≤ {over['at_most'] * 100:g}",
+                over["reached"],
+            )
+            for over in row["overheads"]
+        ]
+        part.add(targets(found), found)
+    return part
+
+
+def mutation(result: Result) -> Part:
+    """What came of the mutants of every part of the package."""
+    headings = ("part", "date", "mutants", "tried", "noticed", "explained", "unexplained")
+    lines = [
+        (
+            escaped(name),
+            suite["date"],
+            f"{suite['mutants']:,}",
+            f"{suite['tried']:,}" + (" (at random)" if suite["sample"] else ""),
+            f"{suite['killed'] + suite['timeout']:,}",
+            len(suite["explained"]),
+            len(suite["unexplained"]),
+        )
+        for name, suite in result.items()
+    ]
+    return Part([table(headings, lines)])
+
+
 def endurance(result: Result) -> Part:
     """What many loads leave in one process."""
     endings = ", ".join(f"{count} {escaped(name)}" for name, count in sorted(result["endings"].items()))

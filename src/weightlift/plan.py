@@ -310,10 +310,10 @@ def _interleave(extents: list[Extent]) -> list[Extent]:
 
 
 def _cut(extent: Extent, step: int, alignment: int) -> Iterator[Extent]:
-    """An extent in parts of at most ``step`` bytes, cut at multiples of ``alignment`` in the file."""
+    """An extent in parts of at most ``step`` bytes, cut at multiples of ``alignment``, no larger, in the file."""
     start, end = extent.offset, extent.offset + extent.length
     while start < end:
-        stop = min(max(align_down(start + step, alignment), start + 1), end)
+        stop = min(align_down(start + step, alignment), end)
         address = extent.address + start - extent.offset if extent.sink is Sink.PLACE else 0
         yield extent._replace(offset=start, length=stop - start, address=address)
         start = stop

@@ -277,6 +277,8 @@ def test_batches_grow_to_the_largest() -> None:
     # A first one that is larger than the largest stays what it is.
     assert [len(batch) for batch in batches(extents, 80, 50)] == [8, 8, 1]
     assert [len(batch) for batch in batches(extents, 1, 1)] == [1] * 17
+    # One byte more is one extent more, in the first and in later ones.
+    assert [len(batch) for batch in batches(extents, 21, 31)] == [3, 4, 4, 4, 2]
     assert list(batches([], 20, 50)) == []
 
 
