@@ -1,6 +1,6 @@
-"""The page of published figures, ``docs/benchmarks.md``, and the results in the README, from ``benchmarks/results``.
+"""The page of published figures, ``docs/benchmarks.md``, and results in other pages, from ``benchmarks/results``.
 
-``python benchmarks/page.py`` writes both; ``--check`` writes nothing and fails where one is not what the results say.
+``python benchmarks/page.py`` writes all; ``--check`` writes nothing and fails where one is not what the results say.
 No figure is typed by hand, what was missed stands first, and what was not measured is said too.
 """
 
@@ -12,20 +12,23 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import coverage_table
 import page_parts
 import readme_table
 from page_parts import Known
 from page_tables import Part, cells, escaped, table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     Results = Mapping[str, Mapping[str, Any]]
+    Blocks = Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]]
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 RESULTS: Final = ROOT / "benchmarks" / "results"
 PAGE: Final = ROOT / "docs" / "benchmarks.md"
-README: Final = ROOT / "README.md"
+BLOCKS: Final = {ROOT / "README.md": readme_table.BLOCKS, ROOT / "docs" / "reliability.md": coverage_table.BLOCKS}
+"""Pages of which parts are written here, with what writes each part."""
 MARK: Final = "<!-- {edge} of what benchmarks/page.py writes: {name} -->"
 
 INTRODUCTION: Final = """\
@@ -136,7 +139,7 @@ KNOWN: Final[dict[str, Known]] = {
     "monitoring": Known("What watching costs", "benchmarks/monitoring.py", "watching a load", page_parts.monitoring),
     "doctor": Known("How long doctor takes", "benchmarks/doctor.py", "the command doctor", page_parts.doctor),
     "fuzz": Known("Fuzzing", "", "random and mutated input for every reader of files", page_parts.fuzz),
-    "coverage": Known("Coverage of the tests", "", "statements and branches that the tests reach", page_parts.other),
+    "coverage": Known("Coverage of the tests", "", "statements and branches that the tests reach", coverage_table.part),
     "mutation": Known("Mutations", "", "changes of the code that the tests notice", page_parts.other),
     "endurance": Known(
         "Many loads in one process", "benchmarks/endurance.py", "what loads leave", page_parts.endurance
@@ -215,24 +218,24 @@ def not_measured(results: Results) -> Iterator[str]:
     yield NEVER
 
 
-def readme(text: str, results: Results) -> str:
-    """The README with its results as they are now.
+def filled(name: str, text: str, blocks: Blocks, results: Results) -> str:
+    """A page with its results as they are now.
 
     Raises:
         ValueError: a mark is missing.
     """
-    for name, (source, write) in readme_table.BLOCKS.items():
-        first, last = (MARK.format(edge=edge, name=name) for edge in ("start", "end"))
+    for block, (source, write) in blocks.items():
+        first, last = (MARK.format(edge=edge, name=block) for edge in ("start", "end"))
         before, found, rest = text.partition(first)
         _, ended, after = rest.partition(last)
         if not found or not ended:
-            raise ValueError(f"the README has no `{first}` and `{last}`")
+            raise ValueError(f"{name} has no `{first}` and `{last}`")
         text = f"{before}{first}\n{write(results[source])}\n{last}{after}"
     return text
 
 
 def main() -> int:
-    """Write page and README, or say which is out of date."""
+    """Write the pages, or say which is out of date."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing; fail where something is out of date")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the folder with the results")
@@ -241,7 +244,8 @@ def main() -> int:
     results = read(chosen.results)
     wanted = {chosen.output or PAGE: page(results, PAGE.parent / "pictures")}
     if chosen.output is None:
-        wanted[README] = readme(README.read_text(encoding="utf-8"), results)
+        for path, blocks in BLOCKS.items():
+            wanted[path] = filled(path.name, path.read_text(encoding="utf-8"), blocks, results)
     outdated = [path for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
     for path in outdated:
         if chosen.check:

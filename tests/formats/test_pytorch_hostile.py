@@ -165,6 +165,12 @@ CASES = (
         ("takes 1,073,741,824 bytes",),
         "a",
     ),
+    Case(
+        "pickle above the limit",
+        directory_field(20, "<Q", 0x4000001 | 0x4000001 << 32, b"m/data.pkl"),
+        HeaderError,
+        ("its pickle has 67,108,865 bytes, above the limit of 67,108,864",),
+    ),
     # Names in the pickle
     Case("os.system", a(named("os", "system") + tuple_of(text("touch /tmp/x")) + b"R"), HeaderError, ("os.system",)),
     Case("posix", a(named("posix", "system") + tuple_of(text("x")) + b"R"), HeaderError, ("posix.system",)),
