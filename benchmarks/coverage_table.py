@@ -1,4 +1,4 @@
-"""What the tests reach, in words and as a table, out of ``benchmarks/results/coverage.json``; ``page.py`` writes both."""
+"""What the tests reach, in words and as a table, out of ``benchmarks/results/coverage.json``, for ``page.py``."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def sentence(result: Result) -> str:
     """The totals, and on what they were taken."""
     tests, overall = result["tests"], result["overall"]
     return (
-        f"{tests['passed']:,} tests, run on {result['date']} with CPython {result['python']} ({tests['skipped']:,} more "
-        f"were skipped), take {overall['branches_percent']:.1f} % of {overall['branches']:,} branches and "
+        f"{tests['passed']:,} tests, run on {result['date']} with CPython {result['python']} ({tests['skipped']:,} "
+        f"more were skipped), take {overall['branches_percent']:.1f} % of {overall['branches']:,} branches and "
         f"{overall['statements_percent']:.1f} % of {overall['statements']:,} statements."
     )
 
@@ -73,9 +73,7 @@ def paragraph(result: Result) -> str:
     complete = [f"`{name}`" for name in wanted["complete"] if is_complete(packages[name])]
     least = wanted["overall_branches_percent"]
     below = sorted(
-        (reached["branches_percent"], name)
-        for name, reached in packages.items()
-        if reached["branches_percent"] < least
+        (reached["branches_percent"], name) for name, reached in packages.items() if reached["branches_percent"] < least
     )
     words = [sentence(result)]
     words.append(f"Reached completely, as is asked of them: {', '.join(complete) or 'none'}.")

@@ -304,7 +304,11 @@ CACHED = "models--org--name"
     ],
 )
 def test_what_may_not_be_read_is_named(
-    sharded: Path, tmp_path: Path, ordinary_user: Callable[[], AbstractContextManager[None]], closed: str, described: str
+    sharded: Path,
+    tmp_path: Path,
+    ordinary_user: Callable[[], AbstractContextManager[None]],
+    closed: str,
+    described: str,
 ) -> None:
     cached(tmp_path)
     describe(described)
