@@ -138,7 +138,7 @@ def test_metadata_in_the_form_of_a_tensor_are_refused(
     library = compiled.Values(library_path()) if has_library else None
     monkeypatch.setattr(compiled, "library", lambda: library)
     header = tensors(f'"a":{tensor},"__metadata__":{tensor},"b":{tensor}')(1)
-    with pytest.raises(HeaderError, match="__metadata__ (is not an object of texts|entry 'shape', a string)"):
+    with pytest.raises(HeaderError, match=r"__metadata__ (is not an object of texts|entry 'shape', a string)"):
         read(header)
 
 
