@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import coverage_table
 import page_parts
 import readme_table
 import reliability_figures
@@ -29,7 +30,7 @@ RESULTS: Final = ROOT / "benchmarks" / "results"
 PAGE: Final = ROOT / "docs" / "benchmarks.md"
 BLOCKS: Final[dict[Path, Mapping[str, Block]]] = {
     ROOT / "README.md": readme_table.BLOCKS,
-    ROOT / "docs" / "reliability.md": reliability_figures.BLOCKS,
+    ROOT / "docs" / "reliability.md": {**reliability_figures.BLOCKS, **coverage_table.BLOCKS},
 }
 """Pages with figures between other text, and their blocks: the results file, and what writes its figures."""
 MARK: Final = "<!-- {edge} of what benchmarks/page.py writes: {name} -->"
@@ -145,7 +146,7 @@ KNOWN: Final[dict[str, Known]] = {
     "monitoring": Known("What watching costs", "benchmarks/monitoring.py", "watching a load", page_parts.monitoring),
     "doctor": Known("How long doctor takes", "benchmarks/doctor.py", "the command doctor", page_parts.doctor),
     "fuzz": Known("Fuzzing", "", "random and mutated input for every reader of files", page_parts.fuzz),
-    "coverage": Known("Coverage of the tests", "", "statements and branches that the tests reach", page_parts.other),
+    "coverage": Known("Coverage of the tests", "", "statements and branches that the tests reach", coverage_table.part),
     "mutation": Known("Mutations", "", "changes of the code that the tests notice", page_parts.mutation),
     "endurance": Known(
         "Many loads in one process", "benchmarks/endurance.py", "what loads leave", page_parts.endurance
@@ -237,7 +238,8 @@ def filled(page: Path, blocks: Mapping[str, Block], results: Results) -> str:
         _, ended, after = rest.partition(last)
         if not found or not ended:
             raise ValueError(f"{page.name} has no `{first}` and `{last}`")
-        text = f"{before}{first}\n{write(results[source])}\n{last}{after}"
+        shown = write(results[source]) if source in results else f"Not recorded yet: there is no `{source}.json`."
+        text = f"{before}{first}\n{shown}\n{last}{after}"
     return text
 
 

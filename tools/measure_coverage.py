@@ -1,22 +1,30 @@
 """Runs the tests under coverage, with branches and subprocesses, and records what they reach.
 
-Writes ``benchmarks/results/coverage.json`` if every test passes; fails where the whole or one of the modules that have
-to be reached completely falls short. Arguments go to pytest: ``make coverage ARGUMENTS=tests/formats`` looks at a part
+Every folder of tests is a process of its own, so that one that fails need not be found again from the start:
+``make coverage ARGUMENTS=--resume`` takes up what passed and did not change since. Writes
+``benchmarks/results/coverage.json`` if every test passes; fails where the whole or one of the modules that have to be
+reached completely falls short. Other arguments go to pytest: ``make coverage ARGUMENTS=tests/formats`` looks at a part
 and then records nothing.
 """
 
 from __future__ import annotations
 
 import datetime
+import hashlib
 import importlib.metadata
 import json
+import os
 import platform
+import shutil
 import subprocess
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from xml.etree import ElementTree
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 RECORD: Final = ROOT / "benchmarks" / "results" / "coverage.json"
@@ -91,8 +99,33 @@ def shortfalls(files: dict[str, Reached]) -> list[str]:
     return found
 
 
-def _run(*words: str) -> int:
-    return subprocess.run([sys.executable, "-m", "coverage", *words], cwd=ROOT, check=False).returncode
+def parts_of_the_tests(folder: Path) -> list[Path]:
+    """What is run one after the other: folders of tests, and test files beside them."""
+    found = {path.parent for path in folder.glob("*/**/test_*.py")} | set(folder.glob("test_*.py"))
+    return sorted(folder / path.relative_to(folder).parts[0] for path in found)
+
+
+def fingerprint(root: Path, part: Path) -> str:
+    """What a part of the tests can be seen to depend on, as a digest: the code, what tests share, and itself."""
+    inputs = ["src", "tools", "pyproject.toml", "tests/conftest.py", part.relative_to(root).as_posix()]
+    inputs += ["benchmarks/*.py"] + ["docs", "README.md"] * (part.name == "docs")
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z", "--", *inputs],
+        cwd=root,
+        check=True,
+        capture_output=True,
+    ).stdout
+    digest = hashlib.sha256(platform.python_version().encode())
+    for name in sorted(set(listed.decode().split("\0")[:-1])):
+        file = root / name
+        digest.update(f"\0{name}\0".encode() + (file.read_bytes() if file.is_file() else b""))
+    return digest.hexdigest()
+
+
+def _coverage(*words: str, data: Path = WORK / "data") -> int:
+    command = [sys.executable, "-m", "coverage", *words]
+    # Subprocesses, which have other working directories, are told the same place.
+    return subprocess.run(command, cwd=ROOT, env=os.environ | {"COVERAGE_FILE": str(data)}, check=False).returncode
 
 
 def _tests(path: Path) -> dict[str, int]:
@@ -102,30 +135,77 @@ def _tests(path: Path) -> dict[str, int]:
     return counts | {"passed": counts["tests"] - counts["skipped"] - counts["failures"] - counts["errors"]}
 
 
+def _run(work: Path, arguments: Sequence[str]) -> dict[str, int] | None:
+    """Run tests in a folder of their own; how they ended, or ``None`` where one failed."""
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    # Whatever is looked at line by line takes longer, and so may take longer before it counts as hanging.
+    options = ("-o", "faulthandler_timeout=600", f"--junitxml={work / 'tests.xml'}")
+    failed = _coverage("run", "-m", "pytest", *options, *arguments, data=work / "data")
+    _coverage("combine", "--quiet", data=work / "data")
+    return None if failed else _tests(work / "tests.xml")
+
+
+def _run_parts(*, resume: bool) -> tuple[list[Path], dict[str, int] | None]:
+    """Run every part of the tests, or those that were not run since anything changed.
+
+    Returns:
+        Where the data of each lies, and how all tests ended; ``None`` where one failed.
+    """
+    places, total, failed = [], Counter[str](), []
+    for part in parts_of_the_tests(ROOT / "tests"):
+        work = WORK / "parts" / part.stem
+        places.append(work / "data")
+        passed, expected = work / "passed.json", fingerprint(ROOT, part)
+        known = json.loads(passed.read_text(encoding="utf-8")) if resume and passed.exists() else {}
+        if known.get("fingerprint") != expected:
+            print(f"== {part.name}", flush=True)
+            tests = _run(work, [str(part)])
+            if tests is None:
+                failed.append(part.name)
+                continue
+            known = {"fingerprint": expected, "tests": tests}
+            passed.write_text(json.dumps(known), encoding="utf-8")
+        total.update(known["tests"])
+    if failed:
+        print(f"tests failed in {', '.join(failed)}")
+    return places, None if failed else dict(total)
+
+
+def _measured(places: Sequence[Path]) -> dict[str, Reached]:
+    """What the tests of some folders reach together, printed and by file."""
+    _coverage("erase")
+    _coverage("combine", "--quiet", "--keep", *(str(place) for place in places if place.exists()))
+    _coverage("json", "--quiet", "-o", str(WORK / "coverage.json"))
+    _coverage("report", "--skip-covered", "--show-missing")
+    return reached_by_file(json.loads((WORK / "coverage.json").read_text(encoding="utf-8")))
+
+
 def main(arguments: list[str]) -> int:
     """Measure, print, and record."""
-    WORK.mkdir(parents=True, exist_ok=True)
-    _run("erase")
-    # Whatever is looked at line by line takes longer, and so may take longer before it counts as hanging.
-    options = ("-o", "faulthandler_timeout=600", f"--junitxml={WORK / 'tests.xml'}")
-    failed = _run("run", "-m", "pytest", *options, *arguments)
-    _run("combine", "--quiet")
-    _run("json", "--quiet", "-o", str(WORK / "coverage.json"))
-    _run("report", "--skip-covered", "--show-missing")
-    files = reached_by_file(json.loads((WORK / "coverage.json").read_text(encoding="utf-8")))
+    resume = arguments == ["--resume"]
+    if arguments and not resume:
+        place = WORK / "chosen"
+        tests = _run(place, arguments)
+        _measured([place / "data"])
+        print("not recorded: only a part was looked at" + (", and tests failed" if tests is None else ""))
+        return int(tests is None)
+    places, tests = _run_parts(resume=resume)
+    files = _measured(places)
     short = shortfalls(files)
     for sentence in short:
         print(sentence)
-    if failed or arguments:
-        print("not recorded: " + ("tests failed" if failed else "only a part was looked at"))
-        return failed
+    if tests is None:
+        print("not recorded: tests failed; --resume runs the parts again in which they did")
+        return 1
     record = {
         "command": "make coverage",
         "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": {name: importlib.metadata.version(name) for name in ("coverage", "pytest", "hypothesis", "torch")},
-        "tests": _tests(WORK / "tests.xml"),
+        "wanted": {"overall_branches_percent": OVERALL_PERCENT, "complete": sorted(COMPLETE)},
+        "tests": tests,
         "overall": sum(files.values(), Reached()).shown(),
         "packages": {name: reached.shown() for name, reached in by_package(files).items()},
     }

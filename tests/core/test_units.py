@@ -54,6 +54,7 @@ def test_what_is_no_size_is_refused_with_an_example(text: Any) -> None:
         (128 << 20, "128 MiB"),
         (5 << 30, "5.00 GiB"),
         (3 << 40, "3.00 TiB"),
+        (2 << 50, "2048 TiB"),
         (-2048, "-2.00 KiB"),
     ],
 )

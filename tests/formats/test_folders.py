@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
-import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -27,7 +26,8 @@ from weightlift.testing import TensorSpec, write_checkpoint
 from weightlift.types import HeaderRules
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
 SPECS = [TensorSpec(f"t{n}", "F32", (n + 1, 2)) for n in range(6)]
 NAMES = [spec.name for spec in SPECS]
@@ -291,37 +291,44 @@ def test_a_folder_named_like_a_shard(tmp_path: Path) -> None:
         describe(tmp_path)
 
 
-def test_without_permission(tmp_path: Path) -> None:
-    """In a process of its own, which gives up being root if it is."""
-    folder = write_checkpoint(tmp_path / "model", SPECS, shards=2)
-    closed = tmp_path / "closed"
-    write_checkpoint(closed, SPECS)
-    (folder / shard_names(folder)[0]).chmod(0)
-    closed.chmod(0)
-    program = f"""
-import os, sys
-from weightlift.errors import AccessError
-from weightlift.formats import describe
-os.chdir({str(tmp_path)!r})
-describe("readable")  # loads what the interpreter may not find as another user
-if os.geteuid() == 0:
-    os.setgroups([]); os.setegid(65534); os.seteuid(65534)
-for path in ("model", "model/{shard_names(folder)[0]}", "closed", "closed/model.safetensors"):
+CACHED = "models--org--name"
+
+
+@pytest.mark.parametrize(
+    ("closed", "described"),
+    [
+        ("model", "model"),
+        ("model/model-00001-of-00003.safetensors", "model"),
+        ("model/model-00002-of-00003.safetensors", "model/model-00002-of-00003.safetensors"),
+        (f"{CACHED}/refs/main", CACHED),
+        (f"{CACHED}/snapshots", CACHED),
+    ],
+)
+def test_what_may_not_be_read_is_named(
+    sharded: Path,
+    tmp_path: Path,
+    ordinary_user: Callable[[], AbstractContextManager[None]],
+    closed: str,
+    described: str,
+) -> None:
+    cached(tmp_path)
+    describe(described)
+    mode = Path(closed).stat().st_mode
+    Path(closed).chmod(0)
     try:
-        describe(path)
-    except AccessError as err:
-        assert err.hint and str(err.path).startswith(path), err
-    else:
-        sys.exit(path + " was read")
-"""
-    tmp_path.chmod(0o711)
-    write_checkpoint(tmp_path / "readable", SPECS, shards=2)
-    try:
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+        with ordinary_user(), pytest.raises(AccessError, match=r"permission denied\nhint: read permission") as caught:
+            describe(described)
     finally:
-        closed.chmod(0o700)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert issubclass(AccessError, PermissionError)
+        Path(closed).chmod(mode)
+    assert str(caught.value.path) == closed
+    assert isinstance(caught.value, PermissionError)
+
+
+def test_cache_entry_without_a_snapshot(tmp_path: Path) -> None:
+    entry = cached(tmp_path, ())
+    (entry / "snapshots").mkdir()
+    with pytest.raises(CheckpointNotFoundError, match="a cache entry without a snapshot\nhint: download the model"):
+        describe(entry)
 
 
 def test_strict_rules_reach_the_shards(sharded: Path) -> None:

@@ -149,6 +149,8 @@ def test_arrays_stay_in_the_file_until_asked_for(tmp_path: Path) -> None:
     assert isinstance(metadata, GGUFMetadata)
     assert str(metadata.stored("tokenizer.ggml.tokens")) == "512 × string"
     assert metadata.stored("llama.context_length") is None
+    assert repr(metadata) == f"<GGUFMetadata of {len(list(metadata))} keys in m.gguf>"
+    assert len(dict(metadata)) == len(metadata)
     with path.open("ab") as stream:
         stream.write(b"x")
     with pytest.raises(FileChangedError, match=r"tokenizer\.ggml\.tokens"):

@@ -130,6 +130,18 @@ def test_a_repeated_tensor_is_named_by_strict_rules() -> None:
     assert len(read(header).columns) == 6000
 
 
+@pytest.mark.parametrize("tensor", ['{"dtype":"U8","shape":[0],"data_offsets":[0,0]}', '["U8",[0],[0,0]]'])
+@pytest.mark.parametrize("has_library", [pytest.param(True, marks=pytest.mark.native), False])
+def test_metadata_in_the_form_of_a_tensor_are_refused(
+    monkeypatch: pytest.MonkeyPatch, has_library: bool, tensor: str
+) -> None:
+    library = compiled.Values(library_path()) if has_library else None
+    monkeypatch.setattr(compiled, "library", lambda: library)
+    header = tensors(f'"a":{tensor},"__metadata__":{tensor},"b":{tensor}')(1)
+    with pytest.raises(HeaderError, match=r"__metadata__ (is not an object of texts|entry 'shape', a string)"):
+        read(header)
+
+
 @pytest.mark.native
 @pytest.mark.parametrize("strict", [False, True])
 def test_tensors_are_read_alike_with_and_without_the_library(monkeypatch: pytest.MonkeyPatch, strict: bool) -> None:

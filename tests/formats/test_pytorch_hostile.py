@@ -383,6 +383,13 @@ def test_a_zip_with_64_bit_numbers(tmp_path: Path) -> None:
     assert path.read_bytes()[only.offset : only.offset + only.nbytes] == DATA
 
 
+def test_a_pickle_above_the_limit_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "model.bin"
+    path.write_bytes(directory_field(20, "<Q", 0x4000001 | 0x4000001 << 32, b"m/data.pkl"))
+    with pytest.raises(HeaderError, match="its pickle has 67,108,865 bytes, above the limit of 67,108,864"):
+        describe(path)
+
+
 def test_nothing_is_executed(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _ctypes
 import random
 from typing import TYPE_CHECKING
 
@@ -97,3 +98,23 @@ def test_a_library_that_is_not_there_is_done_without(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="nothing"):
         Values(tmp_path / "nothing.so")
     assert compiled.library() is None or isinstance(compiled.library(), Values)
+
+
+def test_a_library_without_the_functions_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    look = compiled.library.__wrapped__
+    monkeypatch.setattr(compiled, "__file__", str(tmp_path / "formats" / "compiled.py"))
+    assert look() is None
+    (tmp_path / "engines").mkdir()
+    for suffix in ("so", "dylib"):
+        (tmp_path / "engines" / f"libweightlift_engine.{suffix}").symlink_to(_ctypes.__file__)
+    assert look() is None
+
+
+@pytest.mark.native
+def test_the_library_beside_the_engine_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "engines").mkdir()
+    (tmp_path / "engines" / f"libweightlift_engine{library_path().suffix}").symlink_to(library_path())
+    monkeypatch.setattr(compiled, "__file__", str(tmp_path / "formats" / "compiled.py"))
+    found = compiled.library.__wrapped__()
+    assert found is not None
+    assert found.skip_value(b"[1] ", 0, 0) == (3, 0)

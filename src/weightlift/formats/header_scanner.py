@@ -79,11 +79,14 @@ def first_repeat(known: KeysView[str], names: Sequence[str]) -> str | None:
     if known.isdisjoint(names) and len(set(names)) == len(names):
         return None
     seen: set[str] = set()
-    for name in names:
+
+    def is_repeated(name: str) -> bool:
         if name in known or name in seen:
-            return name
+            return True
         seen.add(name)
-    return None
+        return False
+
+    return next(filter(is_repeated, names))
 
 
 class _Scanner(HeaderText):

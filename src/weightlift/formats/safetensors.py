@@ -165,14 +165,13 @@ class _Judge:
         begins, ends = self.columns.begins, self.columns.ends
         if begins[1:] == ends[:-1] and not any(begins[:1]):
             return
-        expected = 0
-        for row, (begin, end) in enumerate(zip(begins, ends, strict=True)):
-            if begin > expected:
-                self.refuse(row, f"begins at byte {begin:,} of the data, {begin - expected:,} bytes after the last one")
-            if begin < expected:
-                before = printable(self.columns.names[row - 1])
-                self.refuse(row, f"begins at byte {begin:,} of the data and overlaps '{before}', to {expected:,}")
-            expected = end
+        wanted = array("Q", [0]) + ends[:-1]
+        row = next(row for row, (begin, end) in enumerate(zip(begins, wanted, strict=True)) if begin != end)
+        begin, expected = begins[row], wanted[row]
+        if begin > expected:
+            self.refuse(row, f"begins at byte {begin:,} of the data, {begin - expected:,} bytes after the last one")
+        before = printable(self.columns.names[row - 1])
+        self.refuse(row, f"begins at byte {begin:,} of the data and overlaps '{before}', to {expected:,}")
 
     def check_sizes(self) -> None:
         """Every tensor's byte range has the size that its data type and shape give."""
