@@ -21,6 +21,8 @@ import environment
 import states
 from claims import spread
 
+from weightlift.bench.backed_memory import back_memory
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -85,7 +87,7 @@ def measure(words: list[str], path: Path, manifest: Path, way: str) -> dict[str,
         if process.stdout.readline() != "ready\n":
             raise RuntimeError(f"{way}: the worker did not start")
         states.prepare([str(path)], states.CacheState.COLD)
-        environment.warm_memory(3 * size)
+        back_memory(3 * size)
         said, _ = process.communicate("go\n")
     if process.returncode:
         raise RuntimeError(f"{way}: the worker left with {process.returncode}")

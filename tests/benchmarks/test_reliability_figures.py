@@ -55,7 +55,7 @@ def test_fuzzing_is_summed_up_by_reader(scripts: Path) -> None:
 def test_mutants_are_noticed_explained_or_neither(scripts: Path) -> None:
     counts = {"mutants": 2000, "tried": 300, "killed": 280, "timeout": 3, "survived": 17, "no_tests": 0}
     suite = {**counts, "sample": {"mutants": 300, "seed": 0}, "explained": [{}] * 12, "unexplained": [{}] * 5}
-    whole = {**counts, "mutants": 300, "sample": None, "explained": [{}] * 17, "unexplained": []}
+    whole: dict[str, object] = {**counts, "mutants": 300, "sample": None, "explained": [{}] * 17, "unexplained": []}
     text = importlib.import_module("reliability_figures").mutation({"gguf": suite, "plan": whole})
     assert "| `gguf` | 300 of 2,000, at random | 283 | 12 | 5 |" in text
     assert "| `plan` | 300 of 300 | 283 | 17 | 0 |" in text

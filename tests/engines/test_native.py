@@ -85,7 +85,7 @@ class TestNativeEngineOnDevices(DeviceConformance):
             bench.gpu.unhang("MemcpyAsync")
             stop(engine)
 
-    # A copy that takes long is asked for at the turn, for a moment without it, and at the turn again before it is waited for.
+    # A copy that takes long is asked for at the turn, for a moment without it, at the turn again, and then awaited.
     @pytest.mark.parametrize("earlier", [0, 1, 2])
     def test_no_refusal_to_say_whether_a_copy_has_completed_is_lost(self, bench: DeviceBench, earlier: int) -> None:
         engine, before = self.make(bench), self.FIRST_CALLS + earlier

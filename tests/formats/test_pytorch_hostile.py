@@ -362,9 +362,8 @@ def test_a_zip_with_64_bit_numbers(tmp_path: Path) -> None:
         for name, content in {"m/data.pkl": state(text("a"), tensor()), "m/data/0": DATA}.items():
             with file.open(name, "w", force_zip64=True) as entry:
                 entry.write(content)
+    # As an archive of more than 4 GiB has it: an entry's sizes and position in an extra field, the end in 64 bits.
     raw = bytearray(path.read_bytes())
-    # As an archive of more than 4 GiB has it: sizes and position of an entry in an extra field, the directory's end
-    # in 64 bits. Written by hand, since a real one takes 4 GiB.
     at = raw.rfind(b"m/data/0") - 46
     size, offset = struct.unpack_from("<I", raw, at + 24)[0], struct.unpack_from("<I", raw, at + 42)[0]
     extra = struct.pack("<2H3Q", 1, 24, size, size, offset)
@@ -372,20 +371,17 @@ def test_a_zip_with_64_bit_numbers(tmp_path: Path) -> None:
     struct.pack_into("<H", raw, at + 30, len(extra))
     struct.pack_into("<I", raw, at + 42, 0xFFFFFFFF)
     end = raw.rfind(b"PK\x05\x06")
-    count, directory_bytes, directory = struct.unpack_from("<HII", raw, end + 10)
-    head = bytes(raw[:end])
-    directory_bytes += len(extra)
-    end64 = struct.pack("<4sQ2H2L4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, count, count, directory_bytes, directory)
-    locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, len(head) + len(extra), 1)
+    count, nbytes, directory = struct.unpack_from("<HII", raw, end + 10)
+    end64 = struct.pack("<4sQ2H2L4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, count, count, nbytes + len(extra), directory)
+    locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, end + len(extra), 1)
     final = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
-    path.write_bytes(head + extra + end64 + locator + final)
+    path.write_bytes(bytes(raw[:end]) + extra + end64 + locator + final)
     (only,) = describe(path)
     assert path.read_bytes()[only.offset : only.offset + only.nbytes] == DATA
 
 
 def test_a_pickle_above_the_limit_is_not_read(tmp_path: Path) -> None:
-    path = tmp_path / "model.bin"
-    path.write_bytes(directory_field(20, "<Q", 0x4000001 | 0x4000001 << 32, b"m/data.pkl"))
+    (path := tmp_path / "model.bin").write_bytes(directory_field(20, "<Q", 0x4000001 | 0x4000001 << 32, b"m/data.pkl"))
     with pytest.raises(HeaderError, match="its pickle has 67,108,865 bytes, above the limit of 67,108,864"):
         describe(path)
 
