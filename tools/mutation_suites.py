@@ -68,6 +68,7 @@ SUITES: Final[dict[str, Suite]] = {
         tests=(
             "tests/formats/test_gguf.py",
             "tests/formats/test_gguf_hostile.py",
+            "tests/formats/test_gguf_details.py",
             "tests/formats/test_refusal_words.py",
         ),
         sample=250,

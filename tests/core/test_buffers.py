@@ -7,6 +7,7 @@ import errno
 import gc
 import mmap
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -150,6 +151,21 @@ def mapping_flags(address: int) -> list[str]:
         elif inside and line.startswith("VmFlags:"):
             return line.split()[1:]
     raise AssertionError("the address is not mapped")
+
+
+@linux
+def test_memory_stays_until_the_process_has_ended() -> None:
+    """What is called last of all when an interpreter ends still finds what a lease holds."""
+    program = """
+import atexit
+atexit.register(lambda: print(bytes(lease[8000:8004])))
+from weightlift.buffers import HostRegion
+region = HostRegion(1 << 16)
+lease = region.lease(0, 1 << 16)
+lease[8000:8004] = [7] * 4
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "b'\\x07\\x07\\x07\\x07'\n"
 
 
 def test_memory_that_the_system_refuses_is_told() -> None:

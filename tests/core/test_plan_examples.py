@@ -145,6 +145,7 @@ def test_what_storage_gives_through_the_cache_is_cut_into_lanes(size: int, offse
     want = Wanted(0, offset, size, Sink.PLACE, address=1 << 40, mirrored=True, fresh=True)
     extents = plan(facts(offset + size, direct=False), want)
     assert lengths(extents) == lanes
+    assert {type(length) for length in lengths(extents)} == {int}, "engines count in whole bytes"
     position = offset
     for extent in extents:
         assert extent == Extent(
@@ -188,6 +189,21 @@ def test_drive_and_memory_take_turns_in_proportion() -> None:
         *((DIRECT, (24 + 4 * n) * MIB, 4 * MIB) for n in range(4)),
     ]
     assert [extent.resident for extent in extents] == [extent.path is BUFFERED for extent in extents]
+
+
+def test_turns_are_counted_to_the_byte() -> None:
+    """After both single bytes of the cache, two thirds of the drive's three bytes are behind all of the cache's two."""
+    shard = facts(2 * MIB, (MIB, ABSENT), (MIB, RESIDENT))
+    ranges = [(0, 2), (10, 1), (MIB, 1), (MIB + 10, 1)]
+    extents = plan(shard, *(Wanted(0, offset, length, Sink.DISCARD) for offset, length in ranges))
+    assert [extent.offset for extent in extents] == [0, MIB, MIB + 10, 10]
+
+
+def test_what_is_not_copied_carries_no_copies() -> None:
+    table = make_copy_table([(5, 10, 4096)])
+    for sink in (Sink.DISCARD, Sink.HAND_OVER):
+        (extent,) = plan(facts(MIB), Wanted(0, 5, 10, sink, copies=table), in_order=True)
+        assert extent.copies is None
 
 
 def test_lanes_take_turns_whole() -> None:
