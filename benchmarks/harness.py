@@ -147,10 +147,18 @@ def rounds(
     assert len(runs) == len(cases), "two cases of one name"
     for number in range(count):
         for case in turns(cases, number, count):
+            _make_room(case, cases)
             run = measure(case, check_all=number == 0)
             runs[case.name].append(run)
             note(number, case, run)
     return runs
+
+
+def _make_room(case: Case, cases: Sequence[Case]) -> None:
+    """Drop what other cases read from the page cache, where it would take memory that this one needs."""
+    others = {file for one in cases for file in one.checkpoint.files} - set(case.checkpoint.files)
+    if others:
+        states.prepare(sorted(others), states.CacheState.COLD)
 
 
 def summary(case: Case, runs: Sequence[Run], figures: Sequence[str] | None = None) -> dict[str, Any]:
