@@ -21,7 +21,7 @@ help:
 	@echo "make bench     runs the benchmarks; ARGUMENTS=... goes to them"
 	@echo "make docs      builds the documentation into build/docs, warnings as errors"
 	@echo "make fuzz      tries hostile files by the million, guided by what they reach; ARGUMENTS=... goes to tests/fuzz/run.py"
-	@echo "make coverage  runs the tests and records which branches they reach (some 15 minutes)"
+	@echo "make coverage  runs the tests and records which branches they reach (some 25 minutes)"
 	@echo "make mutation  breaks the code in many places and records which of them the tests notice (hours);"
 	@echo "               ARGUMENTS=\"plan buffers\" looks at some modules"
 	@echo "make sanitize  repeats the tests of the C engine under address, undefined and thread sanitizers"

@@ -117,7 +117,13 @@ class DeviceFaults(ABC):
             bench.extent(ReadPath.BUFFERED, index * 10 * CHUNK, 10 * CHUNK, index % 2, ready=ready[index % 2])
             for index in range(4)
         ]
+        if function == "EventSynchronize":
+            # A copy that lands at once is not waited for.
+            bench.gpu.pause()
         engine.submit(extents)
+        if function == "EventSynchronize":
+            bench.gpu.wait_for_calls(function, 1)
+            bench.gpu.resume()
         failure = self.failure(bench, engine)
         assert (failure.kind, failure.error_number, failure.stage) == (FailureKind.DEVICE, _CODE, stage)
         extent = extents[failure.extent]
@@ -135,7 +141,10 @@ class DeviceFaults(ABC):
         engine = self.make(bench, slots=8)
         bench.gpu.fail(function, _CODE, after=after, times=FOREVER)
         engine.set_limits(3, CHUNK)
+        bench.gpu.pause()
         engine.submit([bench.whole(0, 30 * CHUNK)])
+        bench.gpu.wait_for_calls(function, after + 1)
+        bench.gpu.resume()
         assert any(isinstance(event, Failure) for event in wait_for(engine, 1, Failure))
         bench.gpu.settle()
         stop(engine)
@@ -241,6 +250,8 @@ class DeviceFaults(ABC):
             )
         engine = self.make(bench)
         bench.gpu.hang(function)
+        # A copy that lands at once is not waited for.
+        bench.gpu.pause()
         engine.set_limits(1, CHUNK)
         with Listener() as listener:
             engine.watch(_WATCH_SECONDS, ["weights of the\nmodel"], listener.descriptor)
@@ -252,6 +263,7 @@ class DeviceFaults(ABC):
                 assert (doing.shard, doing.stage) == (0, stage)
                 assert (doing.offset, doing.length) in {(CHUNK, CHUNK), (2 * CHUNK, 11)}
             bench.gpu.unhang(function)
+            bench.gpu.resume()
             run_to_end(engine, 1, Landing(bench.files.contents))
             stop(engine)
         bench.check_memory()
