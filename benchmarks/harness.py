@@ -25,6 +25,8 @@ from weightlift.bench.memory import MemoryWatch
 from weightlift.bench.process import CHECK_SECONDS, START_SECONDS, Worker, WorkerFailure, load_seconds
 from weightlift.bench.rounds import SPARE_BYTES, turns
 from weightlift.errors import WeightliftError
+from weightlift.health.cache.evict import evict
+from weightlift.health.cache.files import find_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -158,7 +160,7 @@ def _make_room(case: Case, cases: Sequence[Case]) -> None:
     """Drop what other cases read from the page cache, where it would take memory that this one needs."""
     others = {file for one in cases for file in one.checkpoint.files} - set(case.checkpoint.files)
     if others:
-        states.prepare(sorted(others), states.CacheState.COLD)
+        evict(find_files(sorted(others)))
 
 
 def summary(case: Case, runs: Sequence[Run], figures: Sequence[str] | None = None) -> dict[str, Any]:

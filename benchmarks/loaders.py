@@ -57,6 +57,17 @@ def weightlift_stream(request: Request) -> Load:
     return load
 
 
+def weightlift_verify(request: Request) -> Load:
+    """``weightlift.verify``: every byte is read and looked at, and none is kept."""
+    from weightlift import verify
+
+    def load(_first: FirstTensor) -> None:
+        if not verify(request["path"], **request["options"]).ok:
+            raise RuntimeError("the file is not the one that its manifest vouches for")
+
+    return load
+
+
 def safetensors_open(request: Request) -> Load:
     """``safetensors.safe_open``: headers only."""
     import torch  # noqa: F401  (its import is no part of it)
@@ -169,6 +180,7 @@ LOADERS: dict[str, Callable[[Request], Load]] = {
         for loader in (
             weightlift_open,
             weightlift_stream,
+            weightlift_verify,
             safetensors_open,
             gguf_open,
             readinto,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hypothesis
@@ -11,6 +13,7 @@ import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import ModuleType
 
 # Failures inside the public conformance kit shall read like failures in a test; it must not have been imported before.
 pytest.register_assert_rewrite(
@@ -51,6 +54,23 @@ def _missing_engine() -> str | None:
     names = ("libweightlift_engine.so", "libweightlift_engine.dylib")
     found = any(os.path.exists(os.path.join(folder, name)) for folder in folders for name in names)
     return None if found else "the native engine is not built here (no C compiler when weightlift was installed?)"
+
+
+@pytest.fixture(scope="session")
+def tool() -> Callable[[str], ModuleType]:
+    """Loads one of the project's own tools by its name; they are scripts, and on nobody's import path."""
+
+    def load(name: str) -> ModuleType:
+        path = Path(__file__).resolve().parents[1] / "tools" / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+        return module
+
+    return load
 
 
 _REASONS: dict[str, Callable[[], str | None]] = {

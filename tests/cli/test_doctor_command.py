@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,6 +14,8 @@ from weightlift.testing import TensorSpec, machines, make_checkpoint, write_chec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
+    from types import ModuleType
 
     from weightlift.health.facts import Facts
 
@@ -131,12 +131,7 @@ class TestDryRun:
         assert run(capsys, "load", str(path), "--host-memory", "1MiB", "--dry-run")[0] == 4
 
 
-def test_the_page_of_the_documentation_is_what_the_code_says() -> None:
-    tool = Path(__file__).resolve().parents[2] / "tools" / "doctor_docs.py"
-    spec = importlib.util.spec_from_file_location("doctor_docs", tool)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+def test_the_page_of_the_documentation_is_what_the_code_says(tool: Callable[[str], ModuleType]) -> None:
+    module = tool("doctor_docs")
     page = module.PAGE.read_text(encoding="utf-8")
     assert module.filled(page) == page, "run tools/doctor_docs.py"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -14,7 +13,7 @@ from weightlift.cli.main import make_parser
 from weightlift.cli.outcome import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,13 +73,8 @@ def test_commands_are_ones_that_the_command_line_takes(page: str, line: str) -> 
 
 
 @pytest.fixture(scope="module")
-def reference_docs() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("reference_docs", ROOT / "tools" / "reference_docs.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def reference_docs(tool: Callable[[str], ModuleType]) -> ModuleType:
+    return tool("reference_docs")
 
 
 @pytest.mark.parametrize("name", ["command-line.md", "environment.md", "errors.md"])

@@ -3,36 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
     from types import ModuleType
-
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
-
-
-def tool(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
-def check_lengths() -> ModuleType:
+def check_lengths(tool: Callable[[str], ModuleType]) -> ModuleType:
     return tool("check_lengths")
 
 
 @pytest.fixture(scope="module")
-def check_engine() -> ModuleType:
+def check_engine(tool: Callable[[str], ModuleType]) -> ModuleType:
     return tool("check_engine")
 
 

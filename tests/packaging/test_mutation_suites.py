@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,14 +49,8 @@ def x__cut__mutmut_1(start, end):
 
 
 @pytest.fixture(scope="module")
-def suites() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("mutation_suites", ROOT / "tools" / "mutation_suites.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+def suites(tool: Callable[[str], ModuleType]) -> ModuleType:
+    return tool("mutation_suites")
 
 
 def test_what_a_mutant_changes(suites: ModuleType) -> None:

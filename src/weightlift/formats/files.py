@@ -18,6 +18,7 @@ from weightlift.description import FileIdentity
 from weightlift.errors import AccessError, CheckpointNotFoundError, FileChangedError, NotACheckpointError, ReadError
 from weightlift.errors import printable as _printable
 from weightlift.host import kernel, residency
+from weightlift.units import PAGE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from weightlift.errors import WeightliftError
 
-HEAD_BYTES: Final = 4096
+HEAD_BYTES: Final = PAGE_BYTES
 """One page, which is what reading less would bring into the page cache too; many a small file's header fits into it."""
 
 _OPEN_FLAGS: Final = (

@@ -117,13 +117,12 @@ class DeviceFaults(ABC):
             bench.extent(ReadPath.BUFFERED, index * 10 * CHUNK, 10 * CHUNK, index % 2, ready=ready[index % 2])
             for index in range(4)
         ]
-        if function == "EventSynchronize":
-            # A copy that lands at once is not waited for.
-            bench.gpu.pause()
+        bench.gpu.pause()
         engine.submit(extents)
         if function == "EventSynchronize":
+            # A copy that lands at once is not waited for.
             bench.gpu.wait_for_calls(function, 1)
-            bench.gpu.resume()
+        bench.gpu.resume()
         failure = self.failure(bench, engine)
         assert (failure.kind, failure.error_number, failure.stage) == (FailureKind.DEVICE, _CODE, stage)
         extent = extents[failure.extent]
