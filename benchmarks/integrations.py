@@ -4,7 +4,7 @@ Makes a random Llama checkpoint in half precision, then loads it in a fresh proc
 underneath, warm and cold, and compares the digests of logits. Everything is in this file but the record of the
 machine; nothing is fetched. Results are written after every run, so that a run cut short still leaves its part.
 
-    python benchmarks/integrations.py --output results.json            # a GPU, some 5 minutes
+    python benchmarks/integrations.py --output results.json            # a GPU, some 8 minutes
     python benchmarks/integrations.py --tiny --device cpu --output x.json  # the same steps in seconds, to try them
 """
 
@@ -205,6 +205,14 @@ def worker(request: dict[str, Any]) -> dict[str, Any]:
 # ---- all runs
 
 
+def gpus() -> list[str]:
+    """The names of this machine's GPUs, asked in a process of its own, which gives their memory back."""
+    asking = "import torch; print(*map(torch.cuda.get_device_name, range(torch.cuda.device_count())), sep=chr(10))"
+    return subprocess.run(
+        [sys.executable, "-c", asking], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+
+
 class Plan:
     """The runs, the time they may take, and the file that holds what came out so far."""
 
@@ -215,6 +223,7 @@ class Plan:
         self.deadline = time.monotonic() + chosen.seconds
         self.results: dict[str, Any] = {"schema": 1, "environment": environment.record(folder), "runs": []}
         self.results["environment"]["packages"] = {name: installed_version(name) for name in PACKAGES}
+        self.results["environment"]["gpus"] = gpus()
 
     def write(self) -> None:
         """Write what there is, whole or not at all."""
@@ -297,7 +306,7 @@ def main() -> int:
     parser.add_argument("--folder", help="where the checkpoint is made; a temporary folder if left out")
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--tiny", action="store_true", help="a checkpoint of a few hundred KB, to try the steps")
-    parser.add_argument("--seconds", type=float, default=330, help="time for all of it")
+    parser.add_argument("--seconds", type=float, default=500, help="time for all of it")
     parser.add_argument("--repeats", type=int, default=3, help="warm runs of each kind; cold ones are one fewer")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
@@ -340,10 +349,11 @@ def everything(plan: Plan, repeats: int) -> None:
     tried = plan.run("try exllamav2", "stock", "warm")
     if "error" in tried or "skipped" in tried:
         return
-    for state in ("warm", "cold"):
-        for subject in ("stock", "weightlift"):
-            plan.run("exllamav2", subject, state)
-    plan.run("exllamav2", "weightlift", "cold", fasttensors=True)
+    for _ in range(repeats):
+        for state in ("warm", "cold"):
+            for subject in ("stock", "weightlift"):
+                plan.run("exllamav2", subject, state)
+        plan.run("exllamav2", "weightlift", "cold", fasttensors=True)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import coverage_table
+import integration_figures
 import page_parts
 import readme_table
 import reliability_figures
@@ -31,6 +32,10 @@ PAGE: Final = ROOT / "docs" / "benchmarks.md"
 BLOCKS: Final[dict[Path, Mapping[str, Block]]] = {
     ROOT / "README.md": readme_table.BLOCKS,
     ROOT / "docs" / "reliability.md": {**reliability_figures.BLOCKS, **coverage_table.BLOCKS},
+    **{
+        ROOT / "docs" / "integrations" / f"{framework}.md": {name: block}
+        for framework, (name, block) in zip(integration_figures.TITLES, integration_figures.BLOCKS.items(), strict=True)
+    },
 }
 """Pages with figures between other text, and their blocks: the results file, and what writes its figures."""
 MARK: Final = "<!-- {edge} of what benchmarks/page.py writes: {name} -->"
@@ -130,7 +135,7 @@ KNOWN: Final[dict[str, Known]] = {
         "Under transformers and ExLlamaV2",
         "benchmarks/integrations.py --output benchmarks/results/integrations.json",
         "load times of a framework with weightlift underneath",
-        page_parts.other,
+        integration_figures.part,
     ),
     "busy-16-processors": Known(
         "Beside a busy thread, on 16 processors",
