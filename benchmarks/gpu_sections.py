@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 COLD, WARM, HALF = CacheState.COLD, CacheState.WARM, CacheState.HALF
 LINK = {"chunks_mib": (4, 8, 32), "streams": (1, 2), "bytes": 2 << 30}
 PAGEABLE = {"chunks_mib": (4, 16), "threads": (1, 4), "bytes": 1 << 30}
-RAW_POINTS = ((4, 8 * MIB), (8, 8 * MIB), (16, 4 * MIB))
+RAW_POINTS = ((2, 4 * MIB), (4, 8 * MIB), (16, 4 * MIB))
 SECOND = ", second load"
 
 

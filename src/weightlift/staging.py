@@ -31,7 +31,7 @@ _DEVICE_ROOMY_BYTES: Final = 120 * MIB
 _DEVICE_WORKERS_PAGEABLE: Final = 4
 _DEVICE_WORKERS_DIRECT: Final = 2
 _STORAGE_SHARE: Final = 4
-_DEVICE_CHUNKS: Final = (3 * MIB, 2 * MIB, 1536 * KIB, 1 * MIB, 512 * KIB, 256 * KIB, 128 * KIB)
+_DEVICE_CHUNKS: Final = (4 * MIB, 3 * MIB, 2 * MIB, 1536 * KIB, 1 * MIB, 512 * KIB, 256 * KIB, 128 * KIB)
 """None is larger: what was copied into a slot should still be in the processors' caches when a device fetches it."""
 _DEVICE_CHUNK_BYTES_MIN: Final = 256 * KIB
 
@@ -60,15 +60,16 @@ class Pool:
 
 
 class _Shape(NamedTuple):
-    """Most workers of a load onto devices, and slots that the budget is divided into."""
+    """Most workers of a load onto devices, slots that the budget is divided into, and the largest chunk."""
 
     workers: int
     slots: int
+    chunk_bytes: int
 
 
-_FROM_CACHE: Final = _Shape(14, 28)
-_FROM_STORAGE: Final = _Shape(10, 20)
-_TIGHT: Final = _Shape(12, 20)
+_FROM_CACHE: Final = _Shape(12, 24, 4 * MIB)
+_FROM_STORAGE: Final = _Shape(10, 20, 3 * MIB)
+_TIGHT: Final = _Shape(12, 20, 3 * MIB)
 
 
 class _Concurrency(NamedTuple):
@@ -165,7 +166,8 @@ def plan_device_pool(
         shape.workers if pinned else _DEVICE_WORKERS_PAGEABLE, max(processors - processors // 8, 2)
     )
     share = (budget_bytes - _stacks(fitting).nbytes) // max(shape.slots, fitting) - ALIGNMENT_SLACK_BYTES
-    chunk = chunk_bytes or next((size for size in _DEVICE_CHUNKS if size <= share), _SLOT_CHUNK_BYTES_MIN)
+    most = min(share, shape.chunk_bytes)
+    chunk = chunk_bytes or next((size for size in _DEVICE_CHUNKS if size <= most), _SLOT_CHUNK_BYTES_MIN)
     if chunk_bytes is None:
         chunk = min(chunk, max(_DEVICE_CHUNK_BYTES_MIN, align_down(total_bytes // (2 * fitting), PAGE_BYTES)))
     chunks = max(1, -(-total_bytes // chunk))
