@@ -25,12 +25,14 @@ class Ratio:
         over: cases whose best is the numerator.
         under: cases whose best is the denominator.
         at_least: what the median should reach; ``None`` for a figure without a target.
+        slowest: the slowest of ``under`` is the denominator, as where each is a limit.
     """
 
     name: str
     over: tuple[str, ...]
     under: tuple[str, ...]
     at_least: float | None = None
+    slowest: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +54,7 @@ class Limit:
 
 def evaluate(ratio: Ratio, runs: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
     """The ratio round by round: pick each side's best case by its median, then divide within rounds."""
-    over, under = _best(ratio.over, runs), _best(ratio.under, runs)
+    over, under = _best(ratio.over, runs), _best(ratio.under, runs, slowest=ratio.slowest)
     head = {"name": ratio.name, "over": over, "under": under, "at_least": ratio.at_least}
     if over is None or under is None:
         return head | {"value": None, "reached": None}
@@ -83,8 +85,8 @@ def spread(values: Sequence[float]) -> dict[str, float] | None:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def _best(names: Sequence[str], runs: Mapping[str, Sequence[Run]]) -> str | None:
+def _best(names: Sequence[str], runs: Mapping[str, Sequence[Run]], *, slowest: bool = False) -> str | None:
     tried = {name: [run for run in runs.get(name, ()) if not run.get("left_out")] for name in names}
     medians = {name: statistics.median(map(speed, made)) for name, made in tried.items() if made}
-    best = max(medians, key=lambda name: medians[name], default=None)
+    best = (min if slowest else max)(medians, key=lambda name: medians[name], default=None)
     return best if best is not None and medians[best] > 0 else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import signal
 import sys
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 GIB = 1 << 30
 RESULTS = Path(__file__).resolve().parent / "results" / "gpu.json"
 NAMES = tuple(gpu_sections.SECTIONS)
+SEVERAL = "cards"
+"""The section about several devices; all others are about the first."""
 SPARE_BYTES = 16 * GIB
 PACKAGES = ("torch", "safetensors", "fastsafetensors", "instanttensor", "runai-model-streamer")
 
@@ -43,21 +46,29 @@ PACKAGES = ("torch", "safetensors", "fastsafetensors", "instanttensor", "runai-m
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default=",".join(NAMES), help=f"sections, with commas: {', '.join(NAMES)}")
+    parser.add_argument("--only", help=f"sections, with commas (default: all that can run): {', '.join(NAMES)}")
     parser.add_argument("--rounds", type=int, default=5, help="runs of every case (default 5)")
     parser.add_argument("--size", type=float, default=8.0, help="GiB of the main checkpoint; cold ones are half of it")
     parser.add_argument("--seconds", type=float, default=3600.0, help="divide this time among the sections")
-    parser.add_argument("--devices", default="cuda:0", help="where to, with commas; cpu tries the script itself")
+    parser.add_argument(
+        "--devices",
+        default="cuda:0",
+        help="where to, with commas; the first but for `cards`; cpu tries the script itself",
+    )
     parser.add_argument("--rc-folder", type=Path, help="where safetensors 0.9.0rc1 was installed by itself")
     parser.add_argument("--disk", type=Path, help="a folder on the disk for the section `disk`")
     parser.add_argument("--loaders", default="*", help="only peers whose names match one of these globs")
     parser.add_argument("--no-peers", action="store_true", help="weightlift and the ceilings alone")
     parser.add_argument("--output", type=Path, default=RESULTS, help="the JSON file with the results")
     chosen = parser.parse_args()
-    chosen.only = [name for name in chosen.only.split(",") if name]
+    chosen.devices = chosen.devices.split(",")
+    able = [name for name in NAMES if name != SEVERAL or len(chosen.devices) > 1]
+    chosen.only = able if chosen.only is None else [name for name in chosen.only.split(",") if name]
     unknown = sorted(set(chosen.only) - set(NAMES))
     if unknown:
         parser.error(f"no section called {', '.join(unknown)}; there are {', '.join(NAMES)}")
+    if not set(chosen.only) <= set(able):
+        parser.error(f"the section {SEVERAL} needs several --devices")
     return chosen
 
 
@@ -134,7 +145,7 @@ def taken(chosen: argparse.Namespace, folder: Path, made: Mapping[str, Checkpoin
     """Where and how the figures of one run were taken."""
     import torch
 
-    gpus = [torch.cuda.get_device_name(name) for name in chosen.devices.split(",") if name.startswith("cuda")]
+    gpus = [torch.cuda.get_device_name(name) for name in chosen.devices if name.startswith("cuda")]
     return environment.record(folder) | {
         "gpus": gpus,
         "cuda": torch.version.cuda,
@@ -168,14 +179,17 @@ def main() -> None:
             if chosen.no_peers
             else [one for one in peers.present() if any(fnmatch(one[0].name, glob) for glob in globs)],
             raw.build(scratch),
-            tuple(chosen.devices.split(",")),
+            tuple(chosen.devices),
         )
+        alone = dataclasses.replace(context, devices=context.devices[:1])
         where = taken(chosen, folder, made, peers)
         ordered = sorted(chosen.only, key=NAMES.index)
         for position, name in enumerate(ordered):
             now = time.monotonic()
             until = now + (deadline - now) / (len(ordered) - position)
-            results[name] = {"taken": where} | run_section(name, context, chosen.rounds, until)
+            using = context if name == SEVERAL else alone
+            place = where | {"gpus": where["gpus"][: len(using.devices)]}
+            results[name] = {"taken": place} | run_section(name, using, chosen.rounds, until)
             results["worst"] = worst({key: results[key] for key in NAMES if key in results})
             chosen.output.parent.mkdir(parents=True, exist_ok=True)
             chosen.output.write_text(json.dumps(results, indent=1) + "\n")

@@ -35,7 +35,7 @@ class Context:
         checkpoints: by name, as far as they were asked for.
         peers: every loader that this machine has.
         program: the raw reader.
-        devices: where tensors go.
+        devices: where tensors go; more than one in the section about several.
     """
 
     checkpoints: Mapping[str, Checkpoint]
@@ -289,6 +289,18 @@ def shapes(context: Context) -> Section:
     return draft.done(ratios, (), ceilings)
 
 
+def cards(context: Context) -> Section:
+    """From the page cache onto several cards in one pass: the first layers on the first, and so on."""
+    draft = Draft(context, context.checkpoints["main"], WARM)
+    own = draft.ours("weightlift, several cards", adapter="weightlift_cards", loads=2)
+    links, (copies,) = draft.link(), draft.raw("buffered")
+    ratios = [
+        Ratio(name=f"{name}, over links and memory", over=(case,), under=(links, copies), at_least=0.85, slowest=True)
+        for name, case in (("several cards, first load", own), ("several cards, second load", own + SECOND))
+    ]
+    return draft.done(ratios, [Limit(case=own, figure="pinned_bytes", at_most=128 * MIB)])
+
+
 def concurrency(context: Context) -> Section:
     """Workers and chunk sizes, warm: where the defaults come from."""
     draft = Draft(context, context.checkpoints["main"], WARM)
@@ -312,5 +324,6 @@ SECTIONS: Mapping[str, tuple[Callable[[Context], Section], tuple[str, ...]]] = {
     "shapes": (shapes, ("main", "exl2", "small", "many")),
     "disk": (disk, ("disk",)),
     "concurrency": (concurrency, ("main",)),
+    "cards": (cards, ("main",)),
 }
 """Every section, with the checkpoints that it needs."""

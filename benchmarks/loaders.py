@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import gpu_ceilings
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from weightlift.bench.loaders import Load, Request
 
     Tensors = Mapping[str, Any]
+
+
+LAYER: Final = re.compile(r"layers\.(\d+)\.")
 
 
 class Streamed(dict[str, Any]):
@@ -55,6 +59,20 @@ def weightlift_stream(request: Request) -> Load:
         return tensors
 
     return load
+
+
+def weightlift_cards(request: Request) -> Load:
+    """``weightlift.load`` onto all devices, each with as many layers that follow each other."""
+    from weightlift import load
+    from weightlift import open as open_checkpoint
+
+    import_framework(request)
+    devices = request["devices"]
+    layers = sorted({int(found[1]) for name in open_checkpoint(request["path"]) if (found := LAYER.search(name))})
+    places = {
+        f"*layers.{layer}.*": devices[number * len(devices) // len(layers)] for number, layer in enumerate(layers)
+    }
+    return lambda _first: load(request["path"], device={**places, "*": devices[0]}, **request["options"])
 
 
 def weightlift_verify(request: Request) -> Load:
@@ -180,6 +198,7 @@ LOADERS: dict[str, Callable[[Request], Load]] = {
         for loader in (
             weightlift_open,
             weightlift_stream,
+            weightlift_cards,
             weightlift_verify,
             safetensors_open,
             gguf_open,

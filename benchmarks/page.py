@@ -221,9 +221,8 @@ def not_measured(results: Results) -> Iterator[str]:
         for section, question in known.sections.items():
             if section not in results[name]:
                 lines.append(f"- {known.title}, {question}: `python {known.command} --only {section}`")
-    sections = [section for section in results.get("gpu", {}).values() if isinstance(section, dict)]
-    if not any(len(section["taken"]["gpus"]) > 1 for section in sections if "taken" in section):
-        lines.append("- two cards at once: `python benchmarks/gpu.py --devices cuda:0,cuda:1`")
+    if "cards" not in results.get("gpu", {}):
+        lines.append("- two cards at once: `python benchmarks/gpu.py --only cards --devices cuda:0,cuda:1`")
     if lines:
         yield "These have no results in the tree:"
         yield "\n".join(lines)

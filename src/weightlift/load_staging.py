@@ -26,7 +26,7 @@ def size_staging(
     extents: Sequence[Extent],
     options: LoadOptions,
     *,
-    on_devices: bool,
+    devices: int,
     total_bytes: int,
     cached_bytes: int,
     open_ended: bool,
@@ -36,7 +36,7 @@ def size_staging(
     Args:
         extents: what will be read, as far as it is known.
         options: the caller's options.
-        on_devices: copies to devices come out of the slots.
+        devices: how many devices copies out of the slots go to.
         total_bytes: bytes of all tensors.
         cached_bytes: bytes of the shards that the page cache holds.
         open_ended: more extents will follow.
@@ -44,7 +44,7 @@ def size_staging(
     Raises:
         BudgetError: fixed workers and chunks do not fit the budget.
     """
-    if on_devices:
+    if devices:
         stored = sum(extent.length for extent in extents if not extent.resident)
         return plan_device_pool(
             extents,
@@ -55,6 +55,7 @@ def size_staging(
             total_bytes=total_bytes,
             stored_bytes=max(0, total_bytes - cached_bytes) if open_ended else stored,
             pinned=options.staging is not Staging.PAGEABLE,
+            devices=devices,
         )
     return plan_pool(
         extents,

@@ -198,7 +198,7 @@ class Transfer:
         return size_staging(
             extents,
             self._options,
-            on_devices=bool(self._accesses),
+            devices=len(self._accesses),
             total_bytes=self._total_bytes,
             cached_bytes=self.shards.cached_before() or 0,
             open_ended=open_ended,

@@ -23,6 +23,7 @@ GRANULE_BYTES: Final = 1 * MIB
 """Resolution at which the page cache is looked at, and so of the choice between paths."""
 
 _INTERLEAVE_BYTES: Final = 4 * MIB
+_INTERLEAVE_DEVICES_BYTES: Final = 12 * MIB
 _DEVICE_BYTES: Final = 96 * MIB
 _FOLIO_BYTES: Final = 2 * MIB
 """Largest unit the page cache keeps a file in: an uncached read that ends inside one drops it for the next read."""
@@ -208,8 +209,8 @@ def plan_extents(
         shards: facts per shard.
         method: the caller's method.
         keep: whether the page cache may keep what is read.
-        in_order: keep file order; otherwise ranges from storage and from the page cache are interleaved, so that both
-            are busy at the same time.
+        in_order: keep file order; otherwise ranges from storage and from the page cache, and ranges for several
+            devices, are interleaved, so that all are busy at the same time.
     """
     extents = [
         _extent(want, piece, tag if want.tag < 0 else want.tag)
@@ -287,21 +288,26 @@ def _extent(want: Wanted, piece: Piece, tag: int) -> Extent:
 
 
 def _interleave(extents: list[Extent]) -> list[Extent]:
-    """Alternate ranges from storage with ranges from the cache, in proportion, where both kinds are there."""
-    stored = [extent for extent in extents if not extent.resident]
-    cached = [extent for extent in extents if extent.resident]
-    if not stored or not cached:
+    """Alternate in proportion between what can be busy at the same time: storage, page cache, and each device's link.
+
+    Tensors of one layer lie together in most files and go to one device, so that in file order the other links idle.
+    """
+    kinds: dict[tuple[bool, int], list[Extent]] = {}
+    for extent in extents:
+        kinds.setdefault((extent.resident, extent.device if extent.sink is Sink.DEVICE else -1), []).append(extent)
+    if len(kinds) < 2:
         return extents
+    step = _INTERLEAVE_BYTES if len({resident for resident, _ in kinds}) > 1 else _INTERLEAVE_DEVICES_BYTES
     lists = [
-        [part for extent in kind for part in ([extent] if extent.lane else _cut(extent, _INTERLEAVE_BYTES, PAGE_BYTES))]
-        for kind in (stored, cached)
+        [part for extent in kind for part in ([extent] if extent.lane else _cut(extent, step, PAGE_BYTES))]
+        for kind in kinds.values()
     ]
     totals = [sum(extent.length for extent in part) for part in lists]
     result: list[Extent] = []
-    done, taken = [0, 0], [0, 0]
-    while len(result) < len(lists[0]) + len(lists[1]):
-        # The one that is done with the smaller part of its bytes; it cannot be done with all of them.
-        behind = 0 if done[0] * totals[1] <= done[1] * totals[0] else 1
+    done, taken = [0] * len(lists), [0] * len(lists)
+    for _ in range(sum(map(len, lists))):
+        # The one that is done with the smallest part of its bytes; it cannot be done with all of them.
+        behind = min(range(len(lists)), key=lambda number: done[number] / totals[number])
         extent = lists[behind][taken[behind]]
         result.append(extent)
         done[behind] += extent.length

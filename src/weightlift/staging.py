@@ -72,6 +72,11 @@ _FROM_STORAGE: Final = _Shape(10, 20, 3 * MIB)
 _TIGHT: Final = _Shape(12, 20, 3 * MIB)
 
 
+def _from_cache_to(devices: int) -> _Shape:
+    """For several devices: two slots a worker, in chunks small enough for the budget to hold them all."""
+    return _Shape(10 * devices, 20 * devices, 3 * MIB)
+
+
 class _Concurrency(NamedTuple):
     workers: int
     chunk_bytes: int
@@ -140,6 +145,7 @@ def plan_device_pool(
     total_bytes: int,
     stored_bytes: int,
     pinned: bool,
+    devices: int = 1,
 ) -> Pool:
     """Size the staging pool of a load onto devices, and choose where concurrency starts.
 
@@ -156,12 +162,14 @@ def plan_device_pool(
         total_bytes: bytes of all tensors, since little is staged for a small model.
         stored_bytes: how much of that has to come from storage.
         pinned: copies come from pinned memory; from pageable memory the runtime makes them itself, a few at a time.
+        devices: how many are filled at once; each link wants feeding as one alone does.
 
     Raises:
         BudgetError: fixed workers and chunks do not fit the budget.
     """
     from_storage = _STORAGE_SHARE * stored_bytes > total_bytes
-    shape = _TIGHT if budget_bytes < _DEVICE_ROOMY_BYTES else _FROM_STORAGE if from_storage else _FROM_CACHE
+    shape = _FROM_STORAGE if from_storage else _FROM_CACHE if devices == 1 else _from_cache_to(devices)
+    shape = _TIGHT if budget_bytes < _DEVICE_ROOMY_BYTES else shape
     fitting = workers or min(
         shape.workers if pinned else _DEVICE_WORKERS_PAGEABLE, max(processors - processors // 8, 2)
     )

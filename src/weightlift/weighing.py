@@ -81,6 +81,7 @@ def _staging_bytes(options: LoadOptions, accesses: Sequence[DeviceAccess], stage
                 total_bytes=staged_bytes,
                 stored_bytes=stored_bytes,
                 pinned=options.staging is not Staging.PAGEABLE,
+                devices=len(accesses),
             )
             for stored_bytes in (0, staged_bytes)
         ]

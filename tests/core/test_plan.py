@@ -16,7 +16,7 @@ from weightlift.layout import Layout, copy_table, lay_out
 from weightlift.operations import Extent, ReadPath, Sink
 from weightlift.options import CHUNK_BYTES_MIN, SMALLEST_HOST_MEMORY_BYTES, WORKERS_MAX
 from weightlift.plan import GRANULE_BYTES, ShardFacts, Wanted, decide_cache, pieces, plan_extents
-from weightlift.staging import ALIGNMENT_SLACK_BYTES, plan_pool
+from weightlift.staging import ALIGNMENT_SLACK_BYTES, plan_device_pool, plan_pool
 from weightlift.testing.strategies import residencies, selections
 from weightlift.types import CachePolicy, Method
 from weightlift.units import GIB, KIB, MIB, PAGE_BYTES
@@ -267,3 +267,74 @@ def test_cached_and_stored_ranges_take_turns() -> None:
         part = extents[first : first + 8]
         cached = sum(extent.length for extent in part if extent.resident)
         assert cached * 2 == sum(extent.length for extent in part), "every stretch keeps both busy"
+
+
+def cached_file(size: int) -> ShardFacts:
+    return ShardFacts(
+        "shard",
+        size,
+        True,
+        "",
+        False,
+        ResidencyMap(GRANULE_BYTES, size, size, (ResidencyRun(0, size, Residency.RESIDENT),)),
+    )
+
+
+def test_links_to_several_devices_are_fed_in_turns() -> None:
+    # As layers are split over cards: the first tensors for one card, twice as many after them for the other.
+    sizes, step = (200 * MIB, 400 * MIB), 12 * MIB
+    wanted = [
+        Wanted(0, 0, sizes[0], Sink.DEVICE, device=0),
+        Wanted(0, sizes[0], sizes[1], Sink.DEVICE, device=1),
+    ]
+    facts = [cached_file(sum(sizes))]
+    extents = plan_extents(wanted, facts, Method.AUTO, keep=True, in_order=False)
+    done = [0, 0]
+    for extent in extents:
+        assert extent.offset == done[0] if extent.device == 0 else extent.offset == sizes[0] + done[1]
+        done[extent.device] += extent.length
+        ahead = done[0] * sizes[1] - done[1] * sizes[0]
+        assert abs(ahead) <= step * max(sizes), "no more than a step further in one than in the other"
+    assert done == list(sizes)
+    ordered = plan_extents(wanted, facts, Method.AUTO, keep=True, in_order=True)
+    assert [extent.device for extent in ordered] == sorted(extent.device for extent in ordered)
+
+
+@pytest.mark.parametrize("processors", [2, 16, 32, 192])
+@pytest.mark.parametrize("devices", [1, 2, 4, 8])
+@pytest.mark.parametrize("budget", [8 * MIB, 32 * MIB, 128 * MIB, 512 * MIB])
+def test_staging_for_devices_stays_within_the_budget(budget: int, devices: int, processors: int) -> None:
+    pool = plan_device_pool(
+        (),
+        budget_bytes=budget,
+        processors=processors,
+        workers=None,
+        chunk_bytes=None,
+        total_bytes=64 * GIB,
+        stored_bytes=0,
+        pinned=True,
+        devices=devices,
+    )
+    assert sum(term.nbytes for term in pool.terms) <= budget
+    assert pool.workers <= pool.slot_count
+    assert pool.workers <= max(2, processors)
+
+
+def test_several_links_are_fed_by_more_workers_than_one() -> None:
+    def pool(devices: int) -> Any:
+        return plan_device_pool(
+            (),
+            budget_bytes=128 * MIB,
+            processors=32,
+            workers=None,
+            chunk_bytes=None,
+            total_bytes=64 * GIB,
+            stored_bytes=0,
+            pinned=True,
+            devices=devices,
+        )
+
+    one, two = pool(1), pool(2)
+    assert (one.chunk_bytes, two.chunk_bytes) == (4 * MIB, 3 * MIB)
+    assert two.workers > 1.5 * one.workers
+    assert two.slot_count >= 2 * two.workers
