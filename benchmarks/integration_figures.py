@@ -126,5 +126,26 @@ def _block(framework: str) -> Callable[[Result], str]:
     return write
 
 
+def summary(result: Result) -> str:
+    """What every framework gains, in one sentence."""
+    runs = result["runs"]
+    gains = [
+        f"{title} "
+        + " and ".join(
+            f"{number(value, 1)} times as fast {state}"
+            for state in STATES
+            if (value := faster(runs, framework, state)) is not None
+        )
+        for framework, title in TITLES.items()
+        if measured(runs, framework)
+    ]
+    equal = all(len({run["logits"] for run in measured(runs, framework)}) <= 1 for framework in TITLES)
+    return (
+        f"A Llama of {result['checkpoint']['bytes'] / 1e9:.1f} GB onto a GPU, weightlift beside each framework's own "
+        f"loader: {'; '.join(gains)}.\nLogits are {'equal bit for bit' if equal else '**not equal**'}. "
+        "Recorded in `benchmarks/results/integrations.json` by `benchmarks/integrations.py`."
+    )
+
+
 BLOCKS: Final = {f"integrations {framework}": ("integrations", _block(framework)) for framework in TITLES}
 """What stands on each framework's own page."""

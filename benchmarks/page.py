@@ -30,7 +30,7 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 RESULTS: Final = ROOT / "benchmarks" / "results"
 PAGE: Final = ROOT / "docs" / "benchmarks.md"
 BLOCKS: Final[dict[Path, Mapping[str, Block]]] = {
-    ROOT / "README.md": readme_table.BLOCKS,
+    ROOT / "README.md": {**readme_table.BLOCKS, "integrations": ("integrations", integration_figures.summary)},
     ROOT / "docs" / "reliability.md": {**reliability_figures.BLOCKS, **coverage_table.BLOCKS},
     **{
         ROOT / "docs" / "integrations" / f"{framework}.md": {name: block}

@@ -19,6 +19,7 @@ from weightlift.manifest import (
     missing_tensors,
 )
 from weightlift.pipeline import Transfer
+from weightlift.reach import Reach
 from weightlift.summary import summarise
 from weightlift.targets.whole_files import WholeFileTarget
 
@@ -91,7 +92,7 @@ def hash_checkpoint(description: Description, options: LoadOptions) -> tuple[Man
     """
     target = WholeFileTarget(description, available_processors())
     rows = range(len(description))
-    transfer = Transfer(description, range(len(description.shards)), options, destination_bytes=0)
+    transfer = Transfer(description, Reach(range(len(description.shards)), {}), options, destination_bytes=0)
     with transfer.aborting():
         transfer.run(target)
         list(target.finish())

@@ -13,6 +13,7 @@ from weightlift.host.memory import available_processors
 from weightlift.manifest import as_manifest, described_differences, digest_differences, missing_tensors, refuse
 from weightlift.pipeline import Transfer
 from weightlift.plan import decide_cache
+from weightlift.reach import reach_of
 from weightlift.shards import OpenShards
 from weightlift.summary import summarise, summarise_mapped
 from weightlift.targets.digest import DigestTarget, digest_tensors
@@ -138,12 +139,13 @@ def fit_rows(description: Description, rows: Sequence[int], options: LoadOptions
     where = Destinations(description, rows, options)
     keeps = not where.discards and not _hands_out_mappings(where, options)
     fit = _weigh(description, rows, options, where, where.target(rows) if keeps else None, thorough=True)
-    return replace(fit, cache=_weigh_cache(description, shards_of(description, rows), options, fit))
+    return replace(fit, cache=_weigh_cache(description, rows, options, fit))
 
 
-def _weigh_cache(description: Description, used: Sequence[int], options: LoadOptions, fit: FitReport) -> CacheFit:
+def _weigh_cache(description: Description, rows: Sequence[int], options: LoadOptions, fit: FitReport) -> CacheFit:
     """What the load would decide about the page cache."""
-    with OpenShards(description, used, want_direct=False, ask=run_probes) as shards:
+    used, parts = reach_of(description, rows)
+    with OpenShards(description, used, want_direct=False, parts=parts, ask=run_probes) as shards:
         facts, cached = [shards.facts[index] for index in used], shards.cached_before()
     decision = decide_cache(
         options.cache,
@@ -190,13 +192,6 @@ def _null_target(description: Description, rows: Sequence[int], options: LoadOpt
     return NullTarget(description, rows)
 
 
-def shards_of(description: Description, rows: Sequence[int]) -> list[int]:
-    """The shards that hold bytes of some rows."""
-    if len(rows) == len(description):
-        return sorted(set(description.shard_indexes))
-    return sorted({description.shard_indexes[row] for row in rows})
-
-
 def transfer_rows(
     description: Description,
     rows: Sequence[int],
@@ -225,7 +220,7 @@ def transfer_rows(
     """
     transfer = Transfer(
         description,
-        shards_of(description, rows),
+        reach_of(description, rows),
         options,
         destination_bytes=target.host_bytes,
         accesses=accesses,
@@ -279,12 +274,14 @@ def _load_mapped(
     aligned = set(mapped)
     owned = [row for row in rows if row not in aligned]
     target = HostTarget(description, owned, maker)
-    used = shards_of(description, rows)
-    transfer = Transfer(description, used, options, destination_bytes=target.host_bytes, look_at_cache=bool(owned))
+    reach = reach_of(description, rows)
+    transfer = Transfer(description, reach, options, destination_bytes=target.host_bytes, look_at_cache=bool(owned))
     with transfer.aborting():
         transfer.run(target)
-        descriptors = {index: transfer.shards.sources[index].descriptor for index in used}
-        mappings = map_shards(description, used, descriptors, readonly=options.readonly, keep=transfer.cache.keep)
+        descriptors = {index: transfer.shards.sources[index].descriptor for index in reach.shards}
+        mappings = map_shards(
+            description, reach.shards, descriptors, readonly=options.readonly, keep=transfer.cache.keep
+        )
         digests = {}
         if options.digest or manifest is not None:
             digests = _digests_of_mappings(description, rows, mappings)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from weightlift.operations import Counters
     from weightlift.options import LoadOptions
     from weightlift.plan import Wanted
+    from weightlift.reach import Reach
     from weightlift.staging import Pool
     from weightlift.targets.base import Target
     from weightlift.targets.device import DeviceAccess
@@ -52,7 +53,7 @@ class Transfer:
 
     Args:
         description: the checkpoint.
-        shards_used: indexes of the shards to read.
+        reach: the shards to read, and how far.
         options: the caller's options.
         destination_bytes: host memory that the tensors will take, for the decision about the page cache.
         look_at_cache: find out what the page cache holds; needless where nothing will be read.
@@ -64,7 +65,7 @@ class Transfer:
     def __init__(
         self,
         description: Description,
-        shards_used: Sequence[int],
+        reach: Reach,
         options: LoadOptions,
         *,
         destination_bytes: int,
@@ -75,9 +76,7 @@ class Transfer:
     ) -> None:
         self.started = time.monotonic()
         self.phases: dict[str, float] = {}
-        self._description = description
-        self._used = shards_used
-        self._options = options
+        self._description, self._used, self._options = description, reach.shards, options
         self._reader = reader
         self._engine: Engine | None = None
         self._accesses = accesses
@@ -92,7 +91,7 @@ class Transfer:
         self.supervisor = Supervisor(options, self.started, self._drop_cache, self._device_used if accesses else None)
         self.shards = OpenShards(
             description,
-            shards_used,
+            *reach,
             want_direct=options.method in {Method.AUTO, Method.DIRECT},
             want_mapping=options.method is Method.MMAP,
             look_at_cache=look_at_cache,
@@ -102,7 +101,7 @@ class Transfer:
         self.cache: CacheDecision = decide_cache(
             options.cache,
             options.method,
-            [self.shards.facts[index] for index in shards_used],
+            [self.shards.facts[index] for index in reach.shards],
             destination_bytes=destination_bytes,
             available_bytes=room.available_bytes if room else None,
         )

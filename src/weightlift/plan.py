@@ -124,7 +124,7 @@ def decide_cache(
         return CacheDecision(requested is CachePolicy.KEEP, f"cache={requested.value} was asked for")
     total = sum(shard.size_bytes for shard in shards)
     cached = sum(shard.residency.cached_bytes for shard in shards if shard.residency)
-    if cached >= total:
+    if cached >= sum(shard.residency.looked_bytes if shard.residency else shard.size_bytes for shard in shards):
         return CacheDecision(keep=True, reason="the files are in the page cache already")
     if available_bytes is None:
         return CacheDecision(keep=False, reason="free memory is unknown here, so the page cache is left as it was")

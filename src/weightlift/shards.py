@@ -13,6 +13,7 @@ import mmap
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Self
 
 from weightlift.description import FileIdentity
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from weightlift.description import Description, Shard
     from weightlift.host.probes import RunProbes
+    from weightlift.host.residency import Part
     from weightlift.operations import ShardUse
 
 
@@ -48,6 +50,7 @@ class OpenShards:
     Args:
         description: the checkpoint.
         used: indexes of the shards that will be read; the others stay closed.
+        parts: what to look at in the page cache, by shard, where that is not the whole of it.
         want_direct: open for direct reads where the file system takes them.
         want_mapping: map each shard, shared and read-only.
         look_at_cache: record what the page cache holds; otherwise it counts as unknown.
@@ -63,6 +66,7 @@ class OpenShards:
         self,
         description: Description,
         used: Sequence[int],
+        parts: Mapping[int, Sequence[Part]] = MappingProxyType({}),
         *,
         want_direct: bool,
         want_mapping: bool = False,
@@ -73,6 +77,7 @@ class OpenShards:
         self._ask = ask
         self._description = description
         self._used = tuple(used)
+        self._parts = parts
         self._stack = contextlib.ExitStack()
         self._absent: dict[int, list[tuple[int, int]]] = {}
         self.sources: list[ShardSource] = []
@@ -105,7 +110,8 @@ class OpenShards:
             access = _judge_direct(trials[index], answers.get(index)) if want_direct else None
             cached = None
             if self._look_at_cache:
-                cached = residency.residency_map(descriptors[index], size, GRANULE_BYTES, counts.get(index))
+                parts, blocks = self._looked_at(index), counts.get(index)
+                cached = residency.residency_map(descriptors[index], size, GRANULE_BYTES, blocks, parts)
             if cached is not None:
                 # Recorded now, since read-ahead of the load would make neighbours look as if they had been cached.
                 absent = residency.absent_ranges(descriptors[index], cached)
@@ -128,14 +134,19 @@ class OpenShards:
         self, descriptors: dict[int, int], trials: dict[int, storage.DirectTrial]
     ) -> tuple[dict[int, list[int | None]], dict[int, int]]:
         """Try direct reads and count cached blocks in one go; without a word about blocks that are quickly counted."""
-        files = [(fd, self._description.shards[index].identity.size_bytes) for index, fd in descriptors.items()]
-        if not self._look_at_cache or sum(size for _, size in files) <= kernel.QUICK_RANGE_BYTES:
+        files = [(fd, self._looked_at(index)) for index, fd in descriptors.items()]
+        if not self._look_at_cache or _bytes_of(files) <= kernel.QUICK_RANGE_BYTES:
             files = []
         probes = {index: trial.probe for index, trial in trials.items() if trial.probe is not None}
         step = GRANULE_BYTES * residency.BLOCK_GRANULES
         counts, answers = residency.count_together(files, step, self._ask, list(probes.values()))
         by_shard = dict(zip(descriptors, counts, strict=True)) if files else {}
         return by_shard, dict(zip(probes, answers, strict=True))
+
+    def _looked_at(self, index: int) -> Sequence[Part]:
+        """The parts of a shard whose cached pages are counted."""
+        parts = self._parts.get(index)
+        return residency.whole_file(self._description.shards[index].identity.size_bytes) if parts is None else parts
 
     def _map(self, index: int, descriptor: int, size: int) -> int:
         mapping = _map_file(self._description.shards[index].path, descriptor, size)
@@ -174,16 +185,16 @@ class OpenShards:
         return str(first) if len(self._used) <= 1 else f"{first} and {len(self._used) - 1} more"
 
     def cached_before(self) -> int | None:
-        """Bytes of the shards that the page cache held when they were opened; ``None`` if unknown for one of them."""
+        """Bytes of what was looked at that the page cache held at opening; ``None`` if unknown for one shard."""
         maps = [self.facts[index].residency for index in self._used]
         return None if None in maps else sum(entry.cached_bytes for entry in maps if entry is not None)
 
     def cached_now(self) -> int | None:
-        """Bytes of the shards that the page cache holds; ``None`` if unknown for one of them."""
+        """Bytes of what was looked at that the page cache holds; ``None`` if unknown for one shard."""
         if not self._look_at_cache:
             return None
-        files = [(self.sources[index].descriptor, self.facts[index].size_bytes) for index in self._used]
-        quick = sum(size for _, size in files) <= kernel.QUICK_RANGE_BYTES
+        files = [(self.sources[index].descriptor, self._looked_at(index)) for index in self._used]
+        quick = _bytes_of(files) <= kernel.QUICK_RANGE_BYTES
         counts, _ = residency.count_together(files, _COUNTED_BYTES, run_probes if quick else self._ask)
         flat = [count for shard in counts for count in shard]
         return None if None in flat else sum(count for count in flat if count is not None)
@@ -228,6 +239,10 @@ class OpenShards:
             tensor=tensor,
             offset=offset,
         )
+
+
+def _bytes_of(files: Sequence[tuple[int, Sequence[Part]]]) -> int:
+    return sum(length for _, parts in files for _, length in parts)
 
 
 def readonly_address(mapping: mmap.mmap) -> int:

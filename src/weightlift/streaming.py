@@ -17,10 +17,11 @@ from weightlift.destinations import Destinations
 from weightlift.errors import OptionError
 from weightlift.host.memory import available_processors
 from weightlift.layout import lay_out
-from weightlift.loading import required_manifest, shards_of, verify_beforehand
+from weightlift.loading import required_manifest, verify_beforehand
 from weightlift.manifest import digest_differences, refuse
 from weightlift.operations import ChunkReady, ExtentDone
 from weightlift.pipeline import Transfer
+from weightlift.reach import reach_of
 from weightlift.summary import summarise
 from weightlift.targets.digest import digest_tensors
 from weightlift.targets.host import HostTarget
@@ -110,7 +111,7 @@ class TensorStream:
         self._window_bytes = options.host_memory if where.accesses else _WINDOW_BYTES
         self._transfer = Transfer(
             description,
-            shards_of(description, rows),
+            reach_of(description, rows),
             options,
             destination_bytes=_WINDOW_BYTES,
             accesses=where.accesses,

@@ -55,7 +55,7 @@ def file_reason(method: Method, facts: ShardFacts, use: ShardUse, *, keep: bool)
         if method is Method.DIRECT and not facts.direct:
             return f"read through the page cache, because {facts.direct_reason}"
         return f"method={method.value} was asked for"
-    cached = facts.residency.cached_bytes / max(1, facts.size_bytes) if facts.residency else None
+    cached = facts.residency.cached_bytes / max(1, facts.residency.looked_bytes) if facts.residency else None
     if cached is not None and cached > _WHOLE:
         return "the file was in the page cache already, which is faster than any drive"
     share = f"{cached:.0%} of the file was in the page cache" if cached and cached > 1 - _WHOLE else ""

@@ -140,7 +140,8 @@ class LoadReport:
         workers: threads reading when the load ended.
         chunk_bytes: bytes per read when the load ended.
         host_memory: memory planned and observed.
-        page_cache_before_bytes: cached bytes of the files at the start; ``None`` where unknown.
+        page_cache_before_bytes: cached bytes of the files at the start, of a load of some tensors only of the stretches
+            around them; ``None`` where unknown.
         page_cache_after_bytes: the same at the end.
         swap_in_bytes: machine-wide swap-in during the load; ``None`` where unknown.
         swap_out_bytes: machine-wide swap-out during the load; ``None`` where unknown.

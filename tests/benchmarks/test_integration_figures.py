@@ -78,3 +78,11 @@ def test_what_was_missed_is_said(figures: ModuleType, changes: dict[str, Any], c
 
 def test_a_framework_that_never_ran_is_not_shown(figures: ModuleType) -> None:
     assert figures.BLOCKS["integrations transformers"][1](result(run("stock", "warm", 1.0))) == "Not recorded yet."
+
+
+def test_the_readme_says_it_in_one_sentence(figures: ModuleType) -> None:
+    runs = [run("stock", "warm", 4.0), run("weightlift", "warm", 2.0)]
+    text = figures.summary(result(*runs))
+    assert "ExLlamaV2 2.0 times as fast warm.\nLogits are equal bit for bit." in text
+    assert "transformers" not in text
+    assert "Logits are **not equal**" in figures.summary(result(*runs, run("weightlift", "cold", 1.0, logits="b")))

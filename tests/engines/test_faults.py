@@ -12,9 +12,9 @@ import pytest
 from weightlift import failures, pipeline, supervision
 from weightlift.errors import ReadError, TruncatedFileError, WeightliftError
 from weightlift.formats import describe
-from weightlift.loading import shards_of
 from weightlift.options import LoadOptions
 from weightlift.pipeline import Transfer
+from weightlift.reach import reach_of
 from weightlift.targets.frameworks import pick_framework
 from weightlift.targets.host import HostTarget
 from weightlift.testing import TensorSpec, tensor_bytes, write_checkpoint
@@ -51,7 +51,7 @@ def load(path: Path, reader: FaultingReader | None, **keywords: Any) -> tuple[di
     rows = range(len(description))
     target = HostTarget(description, rows, pick_framework(Framework.NUMPY))
     transfer = Transfer(
-        description, shards_of(description, rows), options, destination_bytes=target.host_bytes, reader=reader
+        description, reach_of(description, rows), options, destination_bytes=target.host_bytes, reader=reader
     )
     transfer.run(target)
     tensors = dict(target.finish())

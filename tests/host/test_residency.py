@@ -62,6 +62,28 @@ class TestResidency:
         assert found is not None
         assert found.runs() == []
 
+    def test_only_parts_are_looked_at(self, make_file: Callable[[int], CachedFile]) -> None:
+        file = make_file(100 * GRANULE + 5)
+        file.warm(0, 2 * GRANULE)
+        file.warm(50 * GRANULE, 20 * GRANULE)
+        parts = [(GRANULE, 3 * GRANULE), (60 * GRANULE, 40 * GRANULE + 5)]
+        found = residency.residency_map(file.fd, file.size_bytes, GRANULE, None, parts)
+        assert found is not None
+        assert [(run.offset // GRANULE, run.length, run.state) for run in found.runs()] == [
+            (0, GRANULE, Residency.UNSEEN),
+            (1, GRANULE, Residency.RESIDENT),
+            (2, 2 * GRANULE, Residency.ABSENT),
+            (4, 56 * GRANULE, Residency.UNSEEN),
+            (60, 10 * GRANULE, Residency.RESIDENT),
+            (70, 30 * GRANULE + 5, Residency.ABSENT),
+        ]
+        assert (found.cached_bytes, found.looked_bytes) == (11 * GRANULE, 43 * GRANULE + 5)
+        assert [offset for offset, _ in residency.absent_ranges(file.fd, found)] == [2 * GRANULE, 70 * GRANULE]
+        warm = residency.residency_map(file.fd, file.size_bytes, GRANULE, None, [(50 * GRANULE, 20 * GRANULE)])
+        assert warm is not None
+        assert [run.state for run in warm.runs()] == [Residency.UNSEEN, Residency.RESIDENT, Residency.UNSEEN]
+        assert warm.cached_bytes == warm.looked_bytes == 20 * GRANULE
+
     def test_mincore_gives_the_same_where_cachestat_is_missing(
         self, make_file: Callable[[int], CachedFile], monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -128,7 +150,7 @@ class TestResidency:
             asked.extend(probes)
             return run_probes(probes)
 
-        files = [(file.fd, file.size_bytes) for file in (one, none, two)]
+        files = [(file.fd, residency.whole_file(file.size_bytes)) for file in (one, none, two)]
         trial = Probe(two.fd, 0, PAGE_SIZE, ctypes.addressof(buffer))
         counts, answers = residency.count_together(files, GRANULE, ask, [trial])
         # The read comes first, so that its page is cached by the time it is looked for.
@@ -147,9 +169,13 @@ class TestResidency:
         def refuse(probes: Sequence[Probe]) -> list[int]:
             return [-errno.EPERM for _ in probes]
 
-        assert residency.count_together([(file.fd, file.size_bytes)], GRANULE, refuse)[0] == [[PAGE_SIZE, 0]]
+        assert residency.count_together([(file.fd, residency.whole_file(file.size_bytes))], GRANULE, refuse)[0] == [
+            [PAGE_SIZE, 0]
+        ]
         monkeypatch.setattr(residency, "count_cached", lambda *_: [None, None])
-        assert residency.count_together([(file.fd, file.size_bytes)], GRANULE, refuse)[0] == [[None, None]]
+        assert residency.count_together([(file.fd, residency.whole_file(file.size_bytes))], GRANULE, refuse)[0] == [
+            [None, None]
+        ]
 
     def test_absent_pages_under_a_part(self, make_file: Callable[[int], CachedFile]) -> None:
         file = make_file(8 * PAGE_SIZE + 9)

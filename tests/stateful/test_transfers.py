@@ -26,6 +26,7 @@ from weightlift.formats import describe
 from weightlift.operations import UNBOUNDED, ChunkReady, ExtentDone
 from weightlift.options import LoadOptions
 from weightlift.pipeline import Transfer
+from weightlift.reach import Reach
 from weightlift.targets.frameworks import pick_framework
 from weightlift.targets.host import ConvertingTarget, HostTarget
 from weightlift.targets.null import NullTarget
@@ -104,7 +105,7 @@ class TransferMachine(RuleBasedStateMachine):
             self.reader.faults = replace(self.reader.faults, fail_at_read=None)
         self.transfer = Transfer(
             self.description,
-            range(len(self.description.shards)),
+            Reach(range(len(self.description.shards)), {}),
             LoadOptions(engine=self.engine, **options),
             destination_bytes=4 * MIB,
             reader=self.reader,

@@ -92,7 +92,8 @@ def storage_speeds(
         fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
         stack.callback(os.close, fd)
         size, device = os.fstat(fd).st_size, os.fstat(fd).st_dev
-        (blocks,), _ = residency.count_together([(fd, size)], GRANULE_BYTES * residency.BLOCK_GRANULES, run_probes)
+        step, whole = GRANULE_BYTES * residency.BLOCK_GRANULES, residency.whole_file(size)
+        (blocks,), _ = residency.count_together([(fd, whole)], step, run_probes)
         cached = residency.residency_map(fd, size, GRANULE_BYTES, blocks)
         absent = residency.absent_ranges(fd, cached) if cached is not None else []
         mapping = mmap.mmap(fd, size, access=mmap.ACCESS_READ) if size else None

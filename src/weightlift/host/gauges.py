@@ -7,8 +7,10 @@ does not tell it; the root of the file system is a parameter, so that recorded t
 
 from __future__ import annotations
 
+import functools
 import os
 import re
+import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from weightlift.host import kernel
@@ -69,12 +71,8 @@ class HostGauges:
         self._meminfo, self._status, self._machine_pressure = (
             os.fspath(root / name) for name in ("proc/meminfo", "proc/self/status", "proc/pressure/memory")
         )
-        total = self._machine().get("MemTotal", 0)
-        levels = cgroup_levels("memory", root)
-        limits = ((level, _limit(level)) for level in levels)
-        self._limited = [(level, limit) for level, limit in limits if limit is not None and limit < total]
-        pressures = (os.fspath(level.folder / "memory.pressure") for level in levels if level.version == 2)
-        self._pressure = next((path for path in pressures if os.path.exists(path)), None)
+        find = _groups_this_second if root == ROOT else _find_groups
+        self._limited, self._pressure = find(root, int(time.monotonic()))
         self._before: tuple[int, int] | None = None
         self._stalls: tuple[float | None, float | None] = (None, None)
         self._reads = 0
@@ -115,8 +113,7 @@ class HostGauges:
         )
 
     def _machine(self) -> dict[str, int]:
-        text = kernel.read_small(self._meminfo) or b""
-        return {name.decode(): int(value) * 1024 for name, value in _MEMINFO.findall(text)}
+        return _machine_rows(self._meminfo)
 
     def _process(self) -> ProcessMemory | None:
         # The kernel writes the three lines one behind the other, in this order.
@@ -136,6 +133,26 @@ class HostGauges:
         if self._before is None or machine.get("SwapTotal", 1):
             self._before = swap_counters(self._root)
         return self._before
+
+
+def _machine_rows(meminfo: str) -> dict[str, int]:
+    return {name.decode(): int(value) * 1024 for name, value in _MEMINFO.findall(kernel.read_small(meminfo) or b"")}
+
+
+def _find_groups(root: Path, _: int) -> tuple[list[tuple[CgroupLevel, int]], str | None]:
+    """The control groups that limit this process below the machine's memory, and where its own group tells pressure."""
+    total = _machine_rows(os.fspath(root / "proc/meminfo")).get("MemTotal", 0)
+    levels = cgroup_levels("memory", root)
+    limits = ((level, _limit(level)) for level in levels)
+    pressures = (os.fspath(level.folder / "memory.pressure") for level in levels if level.version == 2)
+    return (
+        [(level, limit) for level, limit in limits if limit is not None and limit < total],
+        next((path for path in pressures if os.path.exists(path)), None),
+    )
+
+
+_groups_this_second = functools.lru_cache(maxsize=1)(_find_groups)
+"""For this machine: looking for them takes longer than a small load."""
 
 
 def _limit(level: CgroupLevel) -> int | None:

@@ -7,8 +7,10 @@ be read.
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -179,11 +181,20 @@ def available_processors(root: Path = ROOT) -> int:
         count = len(os.sched_getaffinity(0))
     else:
         count = os.cpu_count() or 1
-    for level in cgroup_levels("cpu", root):
-        quota, period = _processor_quota(level)
-        if quota > 0 and period > 0:
-            count = min(count, -(-quota // period))
-    return max(1, count)
+    quota = _quota_this_second(int(time.monotonic())) if root == ROOT else _smallest_quota(root)
+    return max(1, count if quota is None else min(count, quota))
+
+
+def _smallest_quota(root: Path) -> int | None:
+    """Processors that the tightest control group allows; ``None`` if none limits them."""
+    quotas = (_processor_quota(level) for level in cgroup_levels("cpu", root))
+    return min((-(-quota // period) for quota, period in quotas if quota > 0 and period > 0), default=None)
+
+
+@functools.lru_cache(maxsize=1)
+def _quota_this_second(_: int) -> int | None:
+    """For this machine, whose groups every load would ask several times."""
+    return _smallest_quota(ROOT)
 
 
 def _processor_quota(level: CgroupLevel) -> tuple[int, int]:

@@ -35,11 +35,16 @@ SWEPT_BYTES: Final = 64 << 10
 
 
 class Residency(IntEnum):
-    """How much of a file range the page cache holds."""
+    """How much of a file range the page cache holds; ``UNSEEN`` where nobody looked."""
 
     ABSENT = 0
     PARTIAL = 1
     RESIDENT = 2
+    UNSEEN = 3
+
+
+Part = tuple[int, int]
+"""Offset and length in bytes of a part of a file."""
 
 
 class ResidencyRun(NamedTuple):
@@ -57,13 +62,18 @@ class ResidencyMap:
     Attributes:
         granule_bytes: the resolution.
         size_bytes: the file's size.
-        cached_bytes: how much of the file was cached.
+        cached_bytes: how much of what was looked at was cached.
     """
 
     granule_bytes: int
     size_bytes: int
     cached_bytes: int
     _runs: tuple[ResidencyRun, ...]
+
+    @property
+    def looked_bytes(self) -> int:
+        """How much of the file was looked at."""
+        return self.size_bytes - sum(run.length for run in self._runs if run.state is Residency.UNSEEN)
 
     def runs(self) -> list[ResidencyRun]:
         """Maximal runs of granules in the same state, in file order, covering the file without gaps."""
@@ -121,35 +131,46 @@ def residency(fd: int, size_bytes: int) -> int | None:
     return _cached_bytes(fd, 0, size_bytes) if size_bytes else 0
 
 
+def whole_file(size_bytes: int) -> list[Part]:
+    """A file as one part; an empty one has none."""
+    return [(0, size_bytes)] if size_bytes else []
+
+
 def count_together(
-    files: Sequence[tuple[int, int]], step: int, ask: RunProbes, trials: Sequence[Probe] = ()
+    files: Sequence[tuple[int, Sequence[Part]]], step: int, ask: RunProbes, trials: Sequence[Probe] = ()
 ) -> tuple[list[list[int | None]], list[int]]:
-    """Cached bytes of whole files, step by step, asked together with trial reads.
+    """Cached bytes of parts of files, step by step, asked together with trial reads.
 
     Args:
-        files: descriptor and size in bytes of each.
+        files: descriptor of each, and its parts, which start at page boundaries.
         step: bytes per count, a multiple of the page size.
         ask: how to ask.
         trials: reads to ask for in the same go.
 
     Returns:
-        For each file what :func:`count_cached` gives, and the answers to the trials.
+        For each file what :func:`count_cached` gives for its parts, and the answers to the trials.
     """
-    probes = list(trials)
-    firsts = []
-    for fd, size in files:
-        firsts.append(len(probes))
-        probes += [Probe(fd, start, min(step, size - start)) for start in range(0, size, step)]
-    answers = ask(probes) if probes else []
+    steps = [list(_steps(parts, step)) for _, parts in files]
+    probes = [Probe(fd, *part) for (fd, _), found in zip(files, steps, strict=True) for part in found]
+    answers = ask([*trials, *probes]) if probes or trials else []
     counts: list[list[int | None]] = []
-    for (fd, size), first in zip(files, firsts, strict=True):
-        pages = answers[first : first + -(-size // step)]
+    first = len(trials)
+    for (fd, parts), found in zip(files, steps, strict=True):
+        pages = answers[first : first + len(found)]
+        first += len(found)
         if min(pages, default=0) < 0:
             # The kernel lacks the call or refuses; what else may be believed is known there.
-            counts.append(count_cached(fd, 0, size, step))
+            counts.append([count for part in parts for count in count_cached(fd, *part, step)])
         else:
-            counts.append([min(n * kernel.PAGE_SIZE, step, size - i * step) for i, n in enumerate(pages)])
+            counts.append([min(n * kernel.PAGE_SIZE, length) for n, (_, length) in zip(pages, found, strict=True)])
     return counts, answers[: len(trials)]
+
+
+def _steps(parts: Iterable[Part], step: int) -> Iterator[Part]:
+    """Parts cut into steps."""
+    for offset, length in parts:
+        for start in range(offset, offset + length, step):
+            yield start, min(step, offset + length - start)
 
 
 def _judge(cached_bytes: int, length: int) -> Residency:
@@ -159,7 +180,11 @@ def _judge(cached_bytes: int, length: int) -> Residency:
 
 
 def residency_map(
-    fd: int, size_bytes: int, granule_bytes: int, blocks: Sequence[int | None] | None = None
+    fd: int,
+    size_bytes: int,
+    granule_bytes: int,
+    blocks: Sequence[int | None] | None = None,
+    parts: Sequence[Part] | None = None,
 ) -> ResidencyMap | None:
     """Record what the page cache holds of a file.
 
@@ -171,30 +196,44 @@ def residency_map(
         fd: a file open for reading.
         size_bytes: its size.
         granule_bytes: resolution, a multiple of the page size.
-        blocks: cached bytes of its blocks, if they have been counted already.
+        blocks: cached bytes of the parts' blocks, if they have been counted already.
+        parts: what to look at, in file order, each from a multiple of the resolution on; ``None`` for all of it.
 
     Returns:
         The map, or ``None`` if the system will not tell.
     """
     assert granule_bytes > 0, granule_bytes
     assert granule_bytes % kernel.PAGE_SIZE == 0, granule_bytes
-    block_bytes = granule_bytes * BLOCK_GRANULES
-    counts = count_cached(fd, 0, size_bytes, block_bytes) if blocks is None else blocks
-    if size_bytes and None not in counts and (whole := sum(count or 0 for count in counts)) in {0, size_bytes}:
-        return ResidencyMap(granule_bytes, size_bytes, whole, (ResidencyRun(0, size_bytes, _judge(whole, size_bytes)),))
+    looked = whole_file(size_bytes) if parts is None else parts
+    steps = list(_steps(looked, granule_bytes * BLOCK_GRANULES))
+    counts = [_cached_bytes(fd, *step) for step in steps] if blocks is None else blocks
+    if None in counts:
+        return None
+    cached, total = sum(count or 0 for count in counts), sum(length for _, length in looked)
     runs: list[ResidencyRun] = []
-    total = 0
-    for index, cached in enumerate(counts):
-        if cached is None:
-            return None
-        start = index * block_bytes
-        length = min(block_bytes, size_bytes - start)
-        parts = [cached]
-        if _judge(cached, length) is Residency.PARTIAL:
-            parts = [part or 0 for part in count_cached(fd, start, length, granule_bytes)]
-        total += sum(parts)
-        runs.extend(_runs_of(parts, start, length, granule_bytes if len(parts) > 1 else block_bytes))
-    return ResidencyMap(granule_bytes, size_bytes, total, tuple(_merged(runs)))
+    if cached in {0, total}:
+        runs = [ResidencyRun(*part, _judge(cached, total)) for part in looked]
+    else:
+        cached = 0
+        for (start, length), count in zip(steps, counts, strict=True):
+            pieces = [count or 0]
+            if _judge(pieces[0], length) is Residency.PARTIAL:
+                pieces = [piece or 0 for piece in count_cached(fd, start, length, granule_bytes)]
+            cached += sum(pieces)
+            runs.extend(_runs_of(pieces, start, length, granule_bytes if len(pieces) > 1 else length))
+    return ResidencyMap(granule_bytes, size_bytes, cached, tuple(_merged(_with_gaps(runs, size_bytes))))
+
+
+def _with_gaps(runs: Iterable[ResidencyRun], size_bytes: int) -> Iterator[ResidencyRun]:
+    """Runs that cover the whole file, with what lies between them as unseen."""
+    end = 0
+    for run in runs:
+        if run.offset > end:
+            yield ResidencyRun(end, run.offset - end, Residency.UNSEEN)
+        yield run
+        end = run.offset + run.length
+    if end < size_bytes:
+        yield ResidencyRun(end, size_bytes - end, Residency.UNSEEN)
 
 
 def _runs_of(counts: Iterable[int], offset: int, length: int, step: int) -> Iterator[ResidencyRun]:

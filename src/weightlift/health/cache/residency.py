@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from weightlift.engines.probing import run_probes
 from weightlift.host import kernel
-from weightlift.host.residency import count_together
+from weightlift.host.residency import count_together, whole_file
 from weightlift.units import align_up
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def file_residency(file: FoundFile) -> FileResidency:
         return FileResidency(file, None)
     try:
         step = align_up(-(-file.size_bytes // CELLS), kernel.PAGE_SIZE)
-        (counts,), _ = count_together([(descriptor, file.size_bytes)], step, run_probes)
+        (counts,), _ = count_together([(descriptor, whole_file(file.size_bytes))], step, run_probes)
     finally:
         kernel.close_quickly(descriptor)
     known = [count for count in counts if count is not None]

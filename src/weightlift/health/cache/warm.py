@@ -26,11 +26,13 @@ from weightlift.host.residency import (
     may_see_residency,
     residency_map,
     sweep_until_settled,
+    whole_file,
 )
 from weightlift.operations import Sink
 from weightlift.options import LoadOptions
 from weightlift.pipeline import Transfer
 from weightlift.plan import GRANULE_BYTES, Wanted
+from weightlift.reach import Reach
 from weightlift.targets.null import NullTarget
 from weightlift.types import CachePolicy, Method
 from weightlift.units import MIB, format_bytes
@@ -178,7 +180,7 @@ def _absent(file: FoundFile) -> list[Range]:
     except OSError as err:
         raise access_failure(file.path, err) from err
     try:
-        files = [(descriptor, file.size_bytes)]
+        files = [(descriptor, whole_file(file.size_bytes))]
         (blocks,), _ = count_together(files, BLOCK_GRANULES * GRANULE_BYTES, run_probes)
         cached = residency_map(descriptor, file.size_bytes, GRANULE_BYTES, blocks)
     finally:
@@ -250,7 +252,8 @@ class _Reader:
             workers=workers,
             progress=lambda landed, _: self._look(done + landed),
         )
-        transfer = Transfer(description, range(len(pairs)), options, destination_bytes=0, look_at_cache=False)
+        reach = Reach(range(len(pairs)), {})
+        transfer = Transfer(description, reach, options, destination_bytes=0, look_at_cache=False)
         with transfer.aborting():
             transfer.run(_RangesTarget(description, wanted))
             transfer.finish()
