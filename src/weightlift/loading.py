@@ -275,7 +275,14 @@ def _load_mapped(
     owned = [row for row in rows if row not in aligned]
     target = HostTarget(description, owned, maker)
     reach = reach_of(description, rows)
-    transfer = Transfer(description, reach, options, destination_bytes=target.host_bytes, look_at_cache=bool(owned))
+    transfer = Transfer(
+        description,
+        reach,
+        options,
+        destination_bytes=target.host_bytes,
+        look_at_cache=bool(owned),
+        room=fit.room,
+    )
     with transfer.aborting():
         transfer.run(target)
         descriptors = {index: transfer.shards.sources[index].descriptor for index in reach.shards}

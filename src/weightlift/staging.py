@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 ALIGNMENT_SLACK_BYTES: Final = 2 * PAGE_BYTES
 """Room in a slot for the blocks at both ends of a direct read."""
 
+_OWN: Final = BudgetTerm(
+    name="bookkeeping", nbytes=256 * KIB, reason="what Python allocates while a load runs, such as samples and events"
+)
 _STACK_BYTES: Final = 32 * KIB
 _WORKERS_MAX: Final = 32
 _SLOT_CHUNK_BYTES: Final = 4 * MIB
@@ -116,13 +119,14 @@ def plan_pool(
             workers=workers or start.workers,
             chunk_bytes=chunk_bytes or start.chunk_bytes,
             chunk_bytes_max=chunk_bytes or _CHUNK_BYTES_MAX,
-            terms=(_stacks(room),),
+            terms=(_stacks(room), _OWN),
         )
-    slot_chunk = chunk_bytes or _slot_chunk(budget_bytes, workers)
+    budget = budget_bytes - _OWN.nbytes
+    slot_chunk = chunk_bytes or _slot_chunk(budget, workers)
     total = sum(extent.length for extent in extents)
     chunks = _WORKERS_MAX if open_ended else max(1, -(-total // slot_chunk))
     slots, room = _slots_and_workers(
-        budget_bytes, slot_chunk + ALIGNMENT_SLACK_BYTES, chunks, start.workers_max, fixed_workers=workers
+        budget, slot_chunk + ALIGNMENT_SLACK_BYTES, chunks, start.workers_max, fixed_workers=workers
     )
     return Pool(
         slot_count=slots,
@@ -131,7 +135,7 @@ def plan_pool(
         workers=min(workers or start.workers, room),
         chunk_bytes=min(chunk_bytes or start.chunk_bytes, slot_chunk),
         chunk_bytes_max=slot_chunk,
-        terms=(_slots_term(slots, slot_chunk), _stacks(room)),
+        terms=(_slots_term(slots, slot_chunk), _stacks(room), _OWN),
     )
 
 
@@ -173,18 +177,15 @@ def plan_device_pool(
     fitting = workers or min(
         shape.workers if pinned else _DEVICE_WORKERS_PAGEABLE, max(processors - processors // 8, 2)
     )
-    share = (budget_bytes - _stacks(fitting).nbytes) // max(shape.slots, fitting) - ALIGNMENT_SLACK_BYTES
+    budget = budget_bytes - _OWN.nbytes
+    share = (budget - _stacks(fitting).nbytes) // max(shape.slots, fitting) - ALIGNMENT_SLACK_BYTES
     most = min(share, shape.chunk_bytes)
     chunk = chunk_bytes or next((size for size in _DEVICE_CHUNKS if size <= most), _SLOT_CHUNK_BYTES_MIN)
     if chunk_bytes is None:
         chunk = min(chunk, max(_DEVICE_CHUNK_BYTES_MIN, align_down(total_bytes // (2 * fitting), PAGE_BYTES)))
     chunks = max(1, -(-total_bytes // chunk))
-    slots, room = _slots_and_workers(
-        budget_bytes, chunk + ALIGNMENT_SLACK_BYTES, chunks, fitting, fixed_workers=workers
-    )
-    slots = min(
-        max(slots, shape.slots), chunks, (budget_bytes - _stacks(room).nbytes) // (chunk + ALIGNMENT_SLACK_BYTES)
-    )
+    slots, room = _slots_and_workers(budget, chunk + ALIGNMENT_SLACK_BYTES, chunks, fitting, fixed_workers=workers)
+    slots = min(max(slots, shape.slots), chunks, (budget - _stacks(room).nbytes) // (chunk + ALIGNMENT_SLACK_BYTES))
     start = _device_start(extents, processors) if from_storage else room
     return Pool(
         slot_count=slots,
@@ -193,7 +194,7 @@ def plan_device_pool(
         workers=min(workers or start, room),
         chunk_bytes=chunk,
         chunk_bytes_max=chunk,
-        terms=(_slots_term(slots, chunk), _stacks(room)),
+        terms=(_slots_term(slots, chunk), _stacks(room), _OWN),
     )
 
 
@@ -227,10 +228,10 @@ def _slots_and_workers(
         fitting = (budget_bytes - _stacks(fixed_workers).nbytes) // slot_bytes
         room = fixed_workers
     if fitting < min(room, chunks):
-        smallest = min(room, chunks) * slot_bytes + _stacks(room).nbytes
+        smallest = min(room, chunks) * slot_bytes + _stacks(room).nbytes + _OWN.nbytes
         raise BudgetError(
             f"{room} workers with slots of {format_bytes(slot_bytes)} need {format_bytes(smallest)} for staging, "
-            f"and host_memory is {format_bytes(budget_bytes)}",
+            f"and host_memory is {format_bytes(budget_bytes + _OWN.nbytes)}",
             hint=f"set host_memory to at least {smallest}, or use fewer workers or smaller chunks",
             smallest_bytes=smallest,
         )

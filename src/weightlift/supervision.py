@@ -84,7 +84,9 @@ class Supervisor:
         if seen.last_resort_bytes is not None:
             # Where nothing ends in host memory, the first look will lift the bound.
             engine.allow(allowance(seen.last_resort_bytes, seen.swap_free_bytes))
-        self._limit(1.0)
+        if total_bytes:
+            # Where all tensors are views of mapped files there is no work, and no threads need be started for it.
+            self._limit(1.0)
 
     def _new_tuner(self) -> Tuner:
         pool = self._pool
