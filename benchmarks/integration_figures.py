@@ -74,7 +74,7 @@ def _table(runs: Sequence[Run], framework: str) -> str:
 
 
 def _median(runs: Sequence[Run], name: str) -> float:
-    return statistics.median(run[name] for run in runs)
+    return statistics.median(float(run[name]) for run in runs)
 
 
 def faster(runs: Sequence[Run], framework: str, state: str) -> float | None:

@@ -92,6 +92,7 @@ KNOWN: Final[dict[str, Known]] = {
             "shapes": "quantised models and very many tensors",
             "disk": "the machine's own disk",
             "concurrency": "workers and chunk sizes",
+            "cards": "several cards at once, with `--devices cuda:0,cuda:1`",
         },
         ("gpu.svg", "How near to the ceiling every loader comes, by state"),
     ),
@@ -221,8 +222,6 @@ def not_measured(results: Results) -> Iterator[str]:
         for section, question in known.sections.items():
             if section not in results[name]:
                 lines.append(f"- {known.title}, {question}: `python {known.command} --only {section}`")
-    if "cards" not in results.get("gpu", {}):
-        lines.append("- two cards at once: `python benchmarks/gpu.py --only cards --devices cuda:0,cuda:1`")
     if lines:
         yield "These have no results in the tree:"
         yield "\n".join(lines)

@@ -300,7 +300,7 @@ def _interleave(extents: list[Extent]) -> list[Extent]:
     step = _INTERLEAVE_BYTES if len({resident for resident, _ in kinds}) > 1 else _INTERLEAVE_DEVICES_BYTES
     lists = [
         [part for extent in kind for part in ([extent] if extent.lane else _cut(extent, step, PAGE_BYTES))]
-        for kind in kinds.values()
+        for _, kind in sorted(kinds.items())
     ]
     totals = [sum(extent.length for extent in part) for part in lists]
     result: list[Extent] = []

@@ -25,7 +25,7 @@ from weightlift.errors import (
     ReadError,
     TruncatedFileError,
 )
-from weightlift.host import kernel, residency, storage
+from weightlift.host import kernel, residency, storage, sweeping
 from weightlift.host.probes import run_probes
 from weightlift.operations import ShardSource
 from weightlift.plan import GRANULE_BYTES, ShardFacts
@@ -209,12 +209,12 @@ class OpenShards:
         for index, absent in self._absent.items():
             through_it = uses is None or uses[index].buffered_bytes or uses[index].mapped_bytes
             ranges = absent if through_it else self._description.shards[index].brought_in
-            residency.sweep_until_settled(self.sources[index].descriptor, ranges)
+            sweeping.sweep_until_settled(self.sources[index].descriptor, ranges)
 
     def drop_caused(self) -> None:
         """Drop what the load has brought into the page cache so far; :meth:`sweep` has to follow at the end."""
         for index, ranges in self._absent.items():
-            residency.sweep(self.sources[index].descriptor, ranges)
+            sweeping.sweep(self.sources[index].descriptor, ranges)
 
     def fetch(self, index: int, offset: int, length: int) -> None:
         """Have the system read a range into the page cache by itself; where it cannot, nothing happens."""

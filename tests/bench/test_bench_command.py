@@ -17,7 +17,7 @@ import pytest
 from weightlift.bench import cache_states, running
 from weightlift.bench.contestants import PATHS
 from weightlift.cli.main import main
-from weightlift.host import residency
+from weightlift.host import residency, sweeping
 from weightlift.host.processes import descendants
 from weightlift.testing import make_checkpoint
 from weightlift.units import KIB, MIB
@@ -122,7 +122,7 @@ class TestPageCache:
     ) -> None:
         dropped: list[object] = []
         monkeypatch.setattr(cache_states, "evict", dropped.extend)
-        monkeypatch.setattr(residency, "sweep_until_settled", lambda _, ranges: dropped.extend(ranges))
+        monkeypatch.setattr(sweeping, "sweep_until_settled", lambda _, ranges: dropped.extend(ranges))
         for file in shards(model):
             file.read_bytes()
         found = bench(str(model), *NULL, "--rounds", "1", "--no-cold")[1]

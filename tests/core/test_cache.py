@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import weightlift as wl
-from weightlift.host import kernel, residency
+from weightlift.host import kernel, residency, sweeping
 from weightlift.testing import TensorSpec, tensor_digest, write_checkpoint
 from weightlift.testing.fast_disk import FastDiskUnavailable, fast_disk
 from weightlift.units import MIB, PAGE_BYTES, align_up
@@ -30,11 +30,11 @@ class Cold:
         self.descriptor = os.open(path, os.O_RDWR)
         os.posix_fadvise(self.descriptor, 0, 0, os.POSIX_FADV_RANDOM)
         os.fsync(self.descriptor)
-        residency.sweep(self.descriptor, [(0, self.size)])
+        sweeping.sweep(self.descriptor, [(0, self.size)])
 
     def evict(self) -> wl.Checkpoint:
         """Empty the page cache of the file, and open it: what reading its header brings in is not the load's doing."""
-        residency.sweep(self.descriptor, [(0, self.size)])
+        sweeping.sweep(self.descriptor, [(0, self.size)])
         return wl.open(self.path)
 
     def cached(self) -> int | None:
@@ -109,7 +109,7 @@ def test_drop_leaves_the_cache_as_it_was_found(cold: Cold, method: str, workers:
 @pytest.mark.parametrize("method", ["auto", "direct", "buffered"])
 def test_drop_leaves_no_page_of_the_header(cold: Cold, method: str) -> None:
     cold.evict()
-    residency.sweep(cold.descriptor, [(0, cold.size)])
+    sweeping.sweep(cold.descriptor, [(0, cold.size)])
     report = wl.load(cold.path, device="null", method=method, cache="drop", names=["layer.3"]).report
     if method == "direct" and not report.method_used["direct"]:
         pytest.skip(report.reason)
@@ -117,7 +117,7 @@ def test_drop_leaves_no_page_of_the_header(cold: Cold, method: str) -> None:
 
 
 def test_opening_reads_no_further_than_the_header_and_keeps_what_was_there(cold: Cold) -> None:
-    residency.sweep(cold.descriptor, [(0, cold.size)])
+    sweeping.sweep(cold.descriptor, [(0, cold.size)])
     shard = wl.open(cold.path).description.shards[0]
     whole_pages = align_up(shard.data_offset, PAGE_BYTES)
     assert residency.united(shard.brought_in) == [(0, whole_pages)]

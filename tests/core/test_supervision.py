@@ -17,7 +17,7 @@ from weightlift.buffers import SlotPool
 from weightlift.engines.python import PythonEngine
 from weightlift.engines.tuner import Setting
 from weightlift.errors import InsufficientMemoryError, OptionError
-from weightlift.host import residency
+from weightlift.host import residency, sweeping
 from weightlift.host.gauges import HostFigures
 from weightlift.host.memory import ProcessMemory, process_memory
 from weightlift.options import LoadOptions
@@ -59,7 +59,7 @@ def test_under_the_floor_less_is_in_flight_and_the_cache_is_emptied(
     path = write_checkpoint(tmp_path / "model.safetensors", SPECS)
     with open(path, "rb") as file:
         os.fsync(file.fileno())
-        residency.sweep(file.fileno(), [(0, path.stat().st_size)])
+        sweeping.sweep(file.fileno(), [(0, path.stat().st_size)])
         left(20 * MIB, 400 * MIB)
         report = wl.load(
             path, device="null", method="buffered", cache="keep", engine=engine, workers=4, chunk_bytes=MIB

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from weightlift.host import residency, storage
+from weightlift.host import residency, storage, sweeping
 from weightlift.testing.cgroup import CgroupUnavailable, memory_cgroup
 from weightlift.testing.fast_disk import FastDiskUnavailable, fast_disk
 from weightlift.units import MIB
@@ -40,7 +40,7 @@ class TestFastDisk:
             with path.open("wb") as file:
                 file.write(content)
                 os.fsync(file.fileno())
-                residency.sweep(file.fileno(), [(0, len(content))])
+                sweeping.sweep(file.fileno(), [(0, len(content))])
             assert storage.file_system(disk) == "ext4"
             access = storage.probe_direct(path)
             assert access.supported, access.reason

@@ -28,7 +28,7 @@ SCRIPT = """
     from weightlift.bench.cache_states import ModelFiles
     from weightlift.cli import main as _command_line
     from weightlift.health.cache import evict, files, warm
-    from weightlift.host import groups, kernel, machine, memory, pci, place, processes, residency, storage
+    from weightlift.host import groups, kernel, machine, memory, pci, place, processes, residency, storage, sweeping
     from weightlift.monitor import Monitor
     from weightlift.testing.cgroup import CgroupUnavailable, memory_cgroup
     from weightlift.testing.fast_disk import FastDiskUnavailable, fast_disk
@@ -38,7 +38,7 @@ SCRIPT = """
     print(kernel.cachestat(fd, 0, 0), kernel.statx_direct_alignment(fd), kernel.resident_pages(fd, 0, 1))
     print(storage.probe_direct(path).supported, storage.probe_dontcache(fd), residency.may_see_residency(fd))
     print(residency.residency(fd, 10), residency.residency_map(fd, 10, 65536), storage.file_system(path, nowhere))
-    residency.sweep(fd, [(0, 10)])
+    sweeping.sweep(fd, [(0, 10)])
     print(memory.headroom(nowhere), memory.process_memory(nowhere), memory.available_processors(nowhere) >= 1)
     found = machine.machine_facts(nowhere)
     print(found.room, found.swap, found.features.cachestat.value, found.features.io_uring.value)

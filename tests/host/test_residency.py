@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from weightlift.host import kernel, residency
+from weightlift.host import kernel, residency, sweeping
 from weightlift.host.kernel import PAGE_SIZE, QUICK_RANGE_BYTES
 from weightlift.host.probes import Probe, run_probes
 from weightlift.host.residency import Residency
@@ -269,7 +269,7 @@ class TestSweep:
         os.posix_fadvise(file.fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
         file.warm(0, file.size_bytes)
         assert residency.residency(file.fd, file.size_bytes) == file.size_bytes
-        residency.sweep(file.fd, absent)
+        sweeping.sweep(file.fd, absent)
         assert kernel.resident_pages(file.fd, 0, file.size_bytes) == before
 
     def test_pages_covered_in_part_stay_but_for_the_last_of_the_file(
@@ -278,7 +278,7 @@ class TestSweep:
         file = make_file(8 * PAGE_SIZE + 9)
         for page in range(9):
             file.warm(page * PAGE_SIZE, min(PAGE_SIZE, file.size_bytes - page * PAGE_SIZE))
-        residency.sweep(file.fd, [(PAGE_SIZE + 1, 3 * PAGE_SIZE), (7 * PAGE_SIZE, PAGE_SIZE + 9)])
+        sweeping.sweep(file.fd, [(PAGE_SIZE + 1, 3 * PAGE_SIZE), (7 * PAGE_SIZE, PAGE_SIZE + 9)])
         assert kernel.resident_pages(file.fd, 0, file.size_bytes) == bytes([1, 1, 0, 0, 1, 1, 1, 0, 0])
 
     def test_ranges_that_touch_go_as_one(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -288,20 +288,18 @@ class TestSweep:
         monkeypatch.setattr(kernel, "advise_dont_need", lambda _, *where: calls.append(where))
         with path.open("rb") as file:
             half = PAGE_SIZE // 2
-            residency.sweep(
-                file.fileno(), [(PAGE_SIZE, half), (PAGE_SIZE + half, half), (4 * PAGE_SIZE, 8 * PAGE_SIZE)]
-            )
+            sweeping.sweep(file.fileno(), [(PAGE_SIZE, half), (PAGE_SIZE + half, half), (4 * PAGE_SIZE, 8 * PAGE_SIZE)])
             assert calls == [(PAGE_SIZE, PAGE_SIZE), (4 * PAGE_SIZE, 8 * PAGE_SIZE)]
             calls.clear()
-            residency.sweep(file.fileno(), [])
-            residency.sweep(file.fileno(), [(5, 10), (PAGE_SIZE + 5, 0)])
+            sweeping.sweep(file.fileno(), [])
+            sweeping.sweep(file.fileno(), [(5, 10), (PAGE_SIZE + 5, 0)])
             assert calls == []
 
     def test_a_mapped_page_stays_and_residency_tells(self, make_file: Callable[[int], CachedFile]) -> None:
         file = make_file(4 * PAGE_SIZE)
         with mmap.mmap(file.fd, file.size_bytes, prot=mmap.PROT_READ) as mapped:
             assert len(bytes(mapped)) == file.size_bytes
-            residency.sweep(file.fd, [(0, file.size_bytes)])
+            sweeping.sweep(file.fd, [(0, file.size_bytes)])
             assert residency.residency(file.fd, file.size_bytes) == file.size_bytes
-        residency.sweep(file.fd, [(0, file.size_bytes)])
+        sweeping.sweep(file.fd, [(0, file.size_bytes)])
         assert residency.residency(file.fd, file.size_bytes) == 0

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from weightlift.errors import InsufficientMemoryError
 from weightlift.health.cache.evict import evict
 from weightlift.health.cache.warm import spare_memory, warm
-from weightlift.host import kernel, residency
+from weightlift.host import kernel, residency, sweeping
 from weightlift.plan import GRANULE_BYTES
 from weightlift.units import MIB, format_bytes
 
@@ -217,7 +217,7 @@ class ModelFiles:
                 with _opened(file) as descriptor:
                     if read_again:
                         notes.append(_read_again(descriptor, file.size_bytes, absent))
-                    residency.sweep_until_settled(descriptor, absent)
+                    sweeping.sweep_until_settled(descriptor, absent)
             except OSError as err:
                 notes.append(f"{file.path.name}: {err.strerror or err}")
         try:

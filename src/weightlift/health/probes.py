@@ -20,7 +20,7 @@ from weightlift.ceilings import remember_memory_copy, remember_storage
 from weightlift.engines.choice import make_engine
 from weightlift.engines.probing import run_probes
 from weightlift.health.facts import Speeds
-from weightlift.host import residency, storage
+from weightlift.host import residency, storage, sweeping
 from weightlift.host.memory import available_processors, headroom
 from weightlift.operations import Extent, ExtentDone, Failure, ReadPath, ShardSource, Sink
 from weightlift.plan import GRANULE_BYTES
@@ -111,7 +111,7 @@ def storage_speeds(
             speeds, notes = probe.run(size, absent if cached is not None else None, access.reason)
         finally:
             if cached is not None:
-                residency.sweep_until_settled(fd, absent)
+                sweeping.sweep_until_settled(fd, absent)
     cold = [speed for name, speed in speeds.items() if name != "cached"]
     if cold:
         remember_storage(device, max(cold))

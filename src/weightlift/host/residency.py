@@ -1,14 +1,13 @@
-"""What the page cache holds of a file, and leaving it as it was found.
+"""What the page cache holds of a file.
 
-Owns looking (cachestat, and mincore where that may be believed), the record of what was absent, and the sweep that
-drops those ranges again. Knows nothing of checkpoints, chunks or plans.
+Owns looking (cachestat, and mincore where that may be believed) and the record of what was absent. Knows nothing of
+checkpoints, chunks or plans.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-import time
 from bisect import bisect_right
 from dataclasses import dataclass
 from enum import IntEnum
@@ -27,11 +26,6 @@ BLOCK_GRANULES: Final = 16
 """How many granules :func:`residency_map` looks at together first."""
 
 _VECTOR_WINDOW_BYTES: Final = 1 << 30
-_SWEEPS_MAX: Final = 20
-_SWEEP_PAUSE_SECONDS: Final = 0.005
-
-SWEPT_BYTES: Final = 64 << 10
-"""What may be left after a sweep and still count as nothing."""
 
 
 class Residency(IntEnum):
@@ -362,50 +356,3 @@ def cached_in(fd: int, ranges: Iterable[tuple[int, int]]) -> int | None:
             return None
         total += cached
     return total
-
-
-def sweep(fd: int, ranges: Iterable[tuple[int, int]]) -> None:
-    """Drop ranges of a file from the page cache; pages in use elsewhere stay, so check residency afterwards.
-
-    Pages that a range covers only in part are left alone, except the last page of the file.
-
-    Args:
-        fd: an open file.
-        ranges: offset and length in bytes of each range, in file order.
-    """
-    size = kernel.file_status(fd).size_bytes
-    # The kernel passes over a large folio that does not lie wholly inside one call's range: neighbours go as one.
-    for offset, end in _joined(ranges):
-        start = align_up(offset, kernel.PAGE_SIZE)
-        stop = align_up(size, kernel.PAGE_SIZE) if end >= size else align_down(end, kernel.PAGE_SIZE)
-        if stop > start:
-            kernel.advise_dont_need(fd, start, stop - start)
-
-
-def sweep_until_settled(fd: int, ranges: Sequence[tuple[int, int]]) -> int | None:
-    """Drop ranges like :func:`sweep`, again and again for a moment, until nothing to speak of is left.
-
-    Read-ahead that is still under way is passed over by the kernel and arrives afterwards.
-
-    Returns:
-        How many bytes of the ranges are still cached; ``None`` if the system will not tell.
-    """
-    left: int | None = 0
-    for _ in range(_SWEEPS_MAX if ranges else 0):
-        sweep(fd, ranges)
-        left = cached_in(fd, ranges)
-        if left is None or left <= SWEPT_BYTES:
-            break
-        time.sleep(_SWEEP_PAUSE_SECONDS)
-    return left
-
-
-def _joined(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """Start and end of the ranges, those that touch joined into one."""
-    first = last = 0
-    for offset, length in ranges:
-        if offset != last:
-            yield first, last
-            first = offset
-        last = offset + length
-    yield first, last

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self
 import pytest
 
 from weightlift.buffers import HostRegion, SlotPool
-from weightlift.host import residency, storage
+from weightlift.host import residency, storage, sweeping
 from weightlift.operations import COPY_FIELDS, ChunkReady, CopyTable, Extent, ReadPath, ShardSource, Sink
 from weightlift.staging import ALIGNMENT_SLACK_BYTES
 from weightlift.testing.factory import tensor_bytes
@@ -227,7 +227,7 @@ class Bench:
             pytest.skip(f"{sys.platform} cannot drop a file from the page cache")
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
         os.fsync(descriptor)
-        residency.sweep(descriptor, [(0, FILE_BYTES)])
+        sweeping.sweep(descriptor, [(0, FILE_BYTES)])
         if residency.residency(descriptor, FILE_BYTES) != 0:
             pytest.skip(f"the file system under {self.folder} keeps pages it is asked to drop, or will not tell")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from weightlift.errors import printable
-from weightlift.host import kernel, residency
+from weightlift.host import kernel, residency, sweeping
 from weightlift.host.processes import command_name, holders_of
 
 if TYPE_CHECKING:
@@ -81,8 +81,8 @@ def _evict_open(file: FoundFile, descriptor: int) -> Eviction:
             os.fsync(descriptor)
     except OSError as err:
         return Eviction(file, before, before, f"it could not be written out ({os.strerror(err.errno or 0)})")
-    after = residency.sweep_until_settled(descriptor, [(0, size)])
-    gone = after is not None and after <= residency.SWEPT_BYTES
+    after = sweeping.sweep_until_settled(descriptor, [(0, size)])
+    gone = after is not None and after <= sweeping.SWEPT_BYTES
     return Eviction(file, before, after, "" if gone else _why(file))
 
 

@@ -25,9 +25,9 @@ from weightlift.host.residency import (
     count_together,
     may_see_residency,
     residency_map,
-    sweep_until_settled,
     whole_file,
 )
+from weightlift.host.sweeping import sweep_until_settled
 from weightlift.operations import Sink
 from weightlift.options import LoadOptions
 from weightlift.pipeline import Transfer

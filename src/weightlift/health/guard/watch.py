@@ -15,7 +15,7 @@ from weightlift.health.guard import words
 from weightlift.health.guard.consumed import droppable
 from weightlift.health.guard.judge import Action, Phase, State, judge, next_look_seconds
 from weightlift.health.guard.sampling import Sampler
-from weightlift.host import kernel, residency
+from weightlift.host import kernel, residency, sweeping
 from weightlift.host.groups import ROOT
 from weightlift.host.memory import pressure_stall_seconds
 from weightlift.units import format_bytes
@@ -311,7 +311,7 @@ def _drop_file(file: SeenFile, offset: int, length: int) -> int:
             return 0
         part = [(offset, length or status.st_size)]
         before = residency.cached_in(descriptor, part)
-        residency.sweep(descriptor, part)
+        sweeping.sweep(descriptor, part)
         after = residency.cached_in(descriptor, part)
         return 0 if before is None or after is None else max(0, before - after)
     except OSError:
