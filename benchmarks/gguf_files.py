@@ -33,6 +33,7 @@ TOKENS = 250_000
 OPEN_SECONDS_MAX = 0.5
 FASTER_AT_LEAST = 20.0
 SAME_AT_LEAST = 0.9
+PARTS = ("opening", "cold", "warm")
 METHODS = {
     "direct": {"method": "direct"},
     "buffered": {"method": "buffered", "cache": "keep"},
@@ -43,9 +44,7 @@ METHODS = {
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--only", choices=("opening", "reading"), help="measure this part; results of the other stay in the file"
-    )
+    parser.add_argument("--only", choices=PARTS, help="measure this part; results of the others stay in the file")
     parser.add_argument("--rounds", type=int, default=5, help="runs of every case (default 5)")
     parser.add_argument("--size", type=float, default=8.0, help="GiB of the files whose tensors are read (default 8)")
     parser.add_argument("--folder", type=Path, help="generate the files here (default: a temporary folder)")
@@ -139,20 +138,20 @@ def opening(checkpoint: Checkpoint, rounds: int) -> dict[str, Any]:
     }
 
 
-def reading(pair: Sequence[Checkpoint], rounds: int) -> dict[str, Any]:
-    """Every path over both formats, cold and warm, in the same rounds."""
+def reading(state: CacheState, pair: Sequence[Checkpoint], rounds: int) -> dict[str, Any]:
+    """Every path over both formats in one state of the page cache."""
     cases, ratios = [], []
-    for state in (CacheState.COLD, CacheState.WARM):
-        for label, options in METHODS.items():
-            both = [
-                sections.load(f"{kind}, {label}, {state}", checkpoint, state, **options)
-                for kind, checkpoint in zip(("GGUF", "safetensors"), pair, strict=True)
-            ]
-            cases += both
-            name = f"GGUF over safetensors, {label}, {state}"
-            ratios.append(Ratio(name=name, over=(both[0].name,), under=(both[1].name,), at_least=SAME_AT_LEAST))
+    for label, options in METHODS.items():
+        both = [
+            sections.load(f"{kind}, {label}, {state}", checkpoint, state, **options)
+            for kind, checkpoint in zip(("GGUF", "safetensors"), pair, strict=True)
+        ]
+        cases += both
+        name = f"GGUF over safetensors, {label}, {state}"
+        ratios.append(Ratio(name=name, over=(both[0].name,), under=(both[1].name,), at_least=SAME_AT_LEAST))
     runs = harness.rounds(cases, rounds)
     return {
+        "rounds": rounds,
         "bytes": [checkpoint.tensor_bytes for checkpoint in pair],
         "cases": [harness.summary(case, runs[case.name]) for case in cases],
         "ratios": [claims.evaluate(ratio, runs) for ratio in ratios],
@@ -166,16 +165,18 @@ def main() -> None:
         folder = Path(name)
         taken = environment.record(folder) | {"gguf": metadata.version("gguf")}
         found: dict[str, Any] = {}
-        if chosen.only != "reading":
+        if chosen.only in {None, "opening"}:
             opened = found["opening"] = {"taken": taken} | opening(vocabulary_file(folder), chosen.rounds)
             tables.cases("opening a file with 250,000 tokens and merges", opened["cases"])
             tables.CONSOLE.print(f"opening is {tables.spread(opened['faster'])} times as fast")
         if chosen.only != "opening":
             model = model_file(folder, folder, int(chosen.size * 1024 * MIB))
             pair = (model, checkpoints.llama(folder, folder, model.tensor_bytes))
-            read = found["reading"] = {"taken": taken} | reading(pair, chosen.rounds)
-            tables.cases("reading all tensors into CPU memory", read["cases"])
-            tables.claims(read["ratios"], [])
+            for state in (CacheState.COLD, CacheState.WARM):
+                if chosen.only in {None, state}:
+                    read = found[state] = {"taken": taken} | reading(state, pair, chosen.rounds)
+                    tables.cases(f"reading all tensors into CPU memory, {state}", read["cases"])
+                    tables.claims(read["ratios"], [])
     kept = json.loads(chosen.output.read_text()) if chosen.output.exists() else {}
     chosen.output.parent.mkdir(parents=True, exist_ok=True)
     chosen.output.write_text(json.dumps(kept | {"schema": 1} | found, indent=1) + "\n")

@@ -124,7 +124,11 @@ KNOWN: Final[dict[str, Known]] = {
         "benchmarks/gguf_files.py",
         "GGUF files",
         page_parts.gguf,
-        {"opening": "a large vocabulary", "reading": "every path, beside safetensors"},
+        {
+            "opening": "a large vocabulary",
+            "cold": "every path beside safetensors, out of storage",
+            "warm": "the same out of the page cache",
+        },
     ),
     "llama_cpp": Known(
         "Beside llama.cpp", "benchmarks/llama_cpp.py", "llama.cpp's load modes on the same file", page_parts.llama_cpp

@@ -139,12 +139,13 @@ def gguf(result: Result) -> Part:
             ),
         ]
         part.add(targets(found), found)
-    if reading := result.get("reading"):
-        part.add("### Reading, beside safetensors")
-        part.add(taken(reading["taken"]))
-        part.add(cases(reading["cases"]))
-        found = list(ratio_targets(reading["ratios"]))
-        part.add(targets(found), found)
+    for state in ("cold", "warm"):
+        if reading := result.get(state):
+            part.add(f"### Reading beside safetensors, {state}")
+            part.add(taken(reading["taken"] | {"rounds": reading["rounds"]}))
+            part.add(cases(reading["cases"]))
+            found = list(ratio_targets(reading["ratios"]))
+            part.add(targets(found), found)
     return part
 
 
