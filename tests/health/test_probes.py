@@ -134,6 +134,11 @@ class TestMemory:
         assert speed is not None
         assert speed > 0
 
+    def test_threads_that_begin_late_are_counted_too(self) -> None:
+        speed = probes.memory_copy_speed(seconds=0.0)
+        assert speed is not None
+        assert speed > 0
+
     def test_where_little_memory_is_free_nothing_is_taken(self, monkeypatch: pytest.MonkeyPatch) -> None:
         tight = Headroom(64 * MIB, "machine", 1 << 30, 0, "little is left")
         monkeypatch.setattr(probes, "headroom", lambda: tight)
