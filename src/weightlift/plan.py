@@ -292,12 +292,12 @@ def _interleave(extents: list[Extent]) -> list[Extent]:
 
     Tensors of one layer lie together in most files and go to one device, so that in file order the other links idle.
     """
-    kinds: dict[tuple[bool, int], list[Extent]] = {}
+    kinds: dict[tuple[bool, bool, int], list[Extent]] = {}
     for extent in extents:
-        kinds.setdefault((extent.resident, extent.device if extent.sink is Sink.DEVICE else -1), []).append(extent)
+        kinds.setdefault((extent.resident, extent.sink is Sink.DEVICE, extent.device), []).append(extent)
     if len(kinds) < 2:
         return extents
-    step = _INTERLEAVE_BYTES if len({resident for resident, _ in kinds}) > 1 else _INTERLEAVE_DEVICES_BYTES
+    step = _INTERLEAVE_BYTES if len({resident for resident, *_ in kinds}) > 1 else _INTERLEAVE_DEVICES_BYTES
     lists = [
         [part for extent in kind for part in ([extent] if extent.lane else _cut(extent, step, PAGE_BYTES))]
         for _, kind in sorted(kinds.items())

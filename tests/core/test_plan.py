@@ -298,8 +298,29 @@ def test_links_to_several_devices_are_fed_in_turns() -> None:
         ahead = done[0] * sizes[1] - done[1] * sizes[0]
         assert abs(ahead) <= step * max(sizes), "no more than a step further in one than in the other"
     assert done == list(sizes)
+    assert {extent.length for extent in extents if extent.device} == {step, 4 * MIB}, "in large steps, and the rest"
     ordered = plan_extents(wanted, facts, Method.AUTO, keep=True, in_order=True)
     assert [extent.device for extent in ordered] == sorted(extent.device for extent in ordered)
+
+
+def test_tensors_in_host_memory_take_turns_with_those_for_devices() -> None:
+    size = 24 * MIB
+    wanted = [
+        Wanted(0, 0, size, Sink.DISCARD),
+        Wanted(0, size, size, Sink.DEVICE, device=0),
+        Wanted(0, 2 * size, size, Sink.DEVICE, device=1),
+    ]
+    extents = plan_extents(wanted, [cached_file(3 * size)], Method.AUTO, keep=True, in_order=False)
+    assert [(extent.tag, extent.length) for extent in extents] == [
+        (tag, 12 * MIB) for _ in range(2) for tag in range(3)
+    ]
+
+
+def test_what_is_looked_at_decides_whether_all_is_cached() -> None:
+    runs = (ResidencyRun(0, 16 * MIB, Residency.RESIDENT), ResidencyRun(16 * MIB, 48 * MIB, Residency.UNSEEN))
+    shard = ShardFacts("shard", 64 * MIB, True, "", False, ResidencyMap(GRANULE_BYTES, 64 * MIB, 16 * MIB, runs))
+    decision = decide_cache(CachePolicy.AUTO, Method.AUTO, [shard], destination_bytes=0, available_bytes=0)
+    assert decision == (True, "the files are in the page cache already", False)
 
 
 @pytest.mark.parametrize("processors", [2, 16, 32, 192])
