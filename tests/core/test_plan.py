@@ -16,7 +16,7 @@ from weightlift.layout import Layout, copy_table, lay_out
 from weightlift.operations import Extent, ReadPath, Sink
 from weightlift.options import CHUNK_BYTES_MIN, SMALLEST_HOST_MEMORY_BYTES, WORKERS_MAX
 from weightlift.plan import GRANULE_BYTES, ShardFacts, Wanted, decide_cache, pieces, plan_extents
-from weightlift.staging import ALIGNMENT_SLACK_BYTES, plan_device_pool, plan_pool
+from weightlift.staging import ALIGNMENT_SLACK_BYTES, Pool, plan_device_pool, plan_pool
 from weightlift.testing.strategies import residencies, selections
 from weightlift.types import CachePolicy, Method
 from weightlift.units import GIB, KIB, MIB, PAGE_BYTES
@@ -323,11 +323,9 @@ def test_what_is_looked_at_decides_whether_all_is_cached() -> None:
     assert decision == (True, "the files are in the page cache already", False)
 
 
-@pytest.mark.parametrize("processors", [2, 16, 32, 192])
-@pytest.mark.parametrize("devices", [1, 2, 4, 8])
-@pytest.mark.parametrize("budget", [8 * MIB, 32 * MIB, 128 * MIB, 512 * MIB])
-def test_staging_for_devices_stays_within_the_budget(budget: int, devices: int, processors: int) -> None:
-    pool = plan_device_pool(
+def warm_pool(budget: int, devices: int, processors: int) -> Pool:
+    """Staging for 64 GiB out of the page cache onto devices."""
+    return plan_device_pool(
         (),
         budget_bytes=budget,
         processors=processors,
@@ -338,26 +336,20 @@ def test_staging_for_devices_stays_within_the_budget(budget: int, devices: int, 
         pinned=True,
         devices=devices,
     )
+
+
+@pytest.mark.parametrize("processors", [2, 16, 32, 192])
+@pytest.mark.parametrize("devices", [1, 2, 4, 8])
+@pytest.mark.parametrize("budget", [8 * MIB, 32 * MIB, 128 * MIB, 512 * MIB])
+def test_staging_for_devices_stays_within_the_budget(budget: int, devices: int, processors: int) -> None:
+    pool = warm_pool(budget, devices, processors)
     assert sum(term.nbytes for term in pool.terms) <= budget
     assert pool.workers <= pool.slot_count
     assert pool.workers <= max(2, processors)
 
 
 def test_several_links_are_fed_by_more_workers_than_one() -> None:
-    def pool(devices: int) -> Any:
-        return plan_device_pool(
-            (),
-            budget_bytes=128 * MIB,
-            processors=32,
-            workers=None,
-            chunk_bytes=None,
-            total_bytes=64 * GIB,
-            stored_bytes=0,
-            pinned=True,
-            devices=devices,
-        )
-
-    one, two = pool(1), pool(2)
+    one, two = (warm_pool(128 * MIB, devices, processors=32) for devices in (1, 2))
     assert (one.chunk_bytes, two.chunk_bytes) == (4 * MIB, 3 * MIB)
     assert two.workers > 1.5 * one.workers
     assert two.slot_count >= 2 * two.workers

@@ -1,91 +1,113 @@
-"""What a load reaches of its files: all that it reads and a little around it, and nothing far away."""
+"""In control groups: 8 GiB pass through 512 MiB by every path, and a load that cannot fit is not killed."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from weightlift.formats import describe
-from weightlift.host.residency import Residency
-from weightlift.reach import Reach, reach_of
-from weightlift.shards import OpenShards
 from weightlift.testing import TensorSpec, write_checkpoint
-from weightlift.units import MIB
+from weightlift.testing.cgroup import CgroupUnavailable, memory_cgroup
+from weightlift.units import GIB, MIB
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
-    from weightlift.description import Description
-    from weightlift.host.probes import Probe
+BUDGET: Final = 128 * MIB
+SPARE: Final = 16 * MIB
 
-BLOCK = 16 * MIB
-TENSORS, TENSOR_BYTES = 40, 10 * MIB + 77
-
-
-@pytest.fixture(scope="module")
-def description(tmp_path_factory: pytest.TempPathFactory) -> Description:
-    """Two sparse shards of some 200 MiB, with tensors without bytes among the others."""
-    specs = [TensorSpec(f"t{n:02}", "U8", (TENSOR_BYTES if n % 8 else 0,)) for n in range(TENSORS)]
-    return describe(write_checkpoint(tmp_path_factory.mktemp("reach"), specs, shards=2, sparse=True))
-
-
-@given(chosen=st.sets(st.integers(0, TENSORS - 1), max_size=TENSORS - 1))
-def test_all_that_is_read_is_reached(description: Description, chosen: set[int]) -> None:
-    rows = sorted(chosen)
-    reach = reach_of(description, rows)
-    assert reach.shards == sorted({description.shard_indexes[row] for row in rows})
-    assert sorted(reach.parts) == reach.shards
-    for row in rows:
-        parts = reach.parts[description.shard_indexes[row]]
-        start, end = description.offsets[row], description.offsets[row] + description.lengths[row]
-        # What the system reads around and ahead of a range is reached too.
-        size = description.shards[description.shard_indexes[row]].identity.size_bytes
-        wanted = (max(0, start - BLOCK), min(size, end + BLOCK))
-        assert start == end or any(part <= wanted[0] and wanted[1] <= part + length for part, length in parts)
-    for index, parts in reach.parts.items():
-        last = -1
-        for offset, length in parts:
-            assert offset % BLOCK == 0
-            assert offset > last, "parts that touch are one"
-            last = offset + length
-            assert length > 0
-            assert last <= description.shards[index].identity.size_bytes
+# Everything is imported and used once before the process enters the group, so that only the load is charged to it.
+PRELUDE = """
+import json, sys
+import weightlift, weightlift.loading
+small, large, *options = sys.argv[1:]
+options = json.loads(options[0])
+weightlift.load(small, **options)
+print("ready", flush=True)
+sys.stdin.readline()
+"""
+LOAD = """
+print(json.dumps(weightlift.load(large, **options).report.to_json()))
+"""
+# Another program takes memory just when the load has found out that its tensors fit.
+LOAD_BESIDE_ANOTHER_PROGRAM = """
+check, taken = weightlift.loading.require_fit, []
+def require_fit(fit):
+    check(fit)
+    taken.append(bytearray(b"x") * (160 << 20))
+weightlift.loading.require_fit = require_fit
+try:
+    weightlift.load(large, **options)
+except weightlift.errors.InsufficientMemoryError as err:
+    print(json.dumps({"message": err.message, "hint": err.hint}))
+"""
 
 
-def test_all_tensors_reach_whole_files(description: Description) -> None:
-    assert reach_of(description, range(TENSORS)) == Reach([0, 1], {})
+class Finished:
+    """What a program in a control group said, and what the kernel saw."""
+
+    def __init__(self, said: dict[str, Any], oom_kills: int, max_usage_bytes: int | None) -> None:
+        self.said = said
+        self.oom_kills = oom_kills
+        self.max_usage_bytes = max_usage_bytes
 
 
-def test_one_tensor_reaches_little(description: Description) -> None:
-    reach = reach_of(description, [TENSORS - 5])
-    assert reach.shards == [1]
-    assert sum(length for _, length in reach.parts[1]) <= 5 * BLOCK
+def run_in_group(limit_bytes: int, program: str, arguments: Sequence[str]) -> Finished:
+    """Start a program, move it into a group when it is ready, and let it go."""
+    command = [sys.executable, "-c", PRELUDE + program, *arguments]
+    try:
+        with memory_cgroup(limit_bytes) as group:
+            with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+                assert process.stdout is not None
+                assert process.stdout.readline() == "ready\n"
+                group.add(process.pid)
+                said, _ = process.communicate("go\n", timeout=300)
+            killed, most = group.oom_kills(), group.max_usage_bytes()
+    except CgroupUnavailable as err:
+        pytest.skip(str(err))
+    assert process.returncode == 0, f"the program ended with {process.returncode}, {killed} killed by the kernel"
+    return Finished(json.loads(said), killed, most)
 
 
-def test_only_what_is_reached_is_looked_at(description: Description) -> None:
-    asked: list[Probe] = []
+@pytest.fixture
+def small(tmp_path: Path) -> str:
+    return str(write_checkpoint(tmp_path / "small.safetensors", [TensorSpec("x", "U8", (MIB,))]))
 
-    def ask(probes: Sequence[Probe]) -> list[int]:
-        asked.extend(probes)
-        return [0 for _ in probes]
 
-    rows = [1, 17]
-    (_, parts) = reach = reach_of(description, rows)
-    with OpenShards(description, *reach, want_direct=False, ask=ask) as shards:
-        assert sorted((probe.offset, probe.length) for probe in asked) == [
-            (start, min(BLOCK, offset + length - start))
-            for offset, length in parts[0]
-            for start in range(offset, offset + length, BLOCK)
-        ]
-        cached = shards.facts[0].residency
-        assert cached is not None
-        assert cached.looked_bytes == sum(length for _, length in parts[0]) < cached.size_bytes
-        assert {run.state for run in cached.runs()} == {Residency.ABSENT, Residency.UNSEEN}
-        for row in rows:
-            assert cached.state(description.offsets[row], description.lengths[row]) is Residency.ABSENT
-        asked.clear()
-        assert shards.cached_now() == 0
-        assert sum(probe.length for probe in asked) == cached.looked_bytes
+@pytest.mark.root
+@pytest.mark.parametrize("method", ["direct", "buffered", "mmap", "auto"])
+def test_8_gibibytes_pass_through_a_group_of_512_mebibytes(tmp_path: Path, small: str, method: str) -> None:
+    specs = [TensorSpec(f"layers.{number}", "BF16", (8192, 8192)) for number in range(64)]
+    large = write_checkpoint(tmp_path / "large", specs, shards=2, sparse=True)
+    options = {"device": "null", "method": method, "host_memory": BUDGET}
+    finished = run_in_group(512 * MIB, LOAD, [small, str(large), json.dumps(options)])
+    report = finished.said
+    assert report["bytes"] == 8 * GIB
+    assert finished.oom_kills == 0
+    assert report["interventions"] == []
+    peak = report["host_memory"]["peak_anonymous_bytes"] + report["host_memory"]["peak_pinned_bytes"]
+    assert peak <= BUDGET + SPARE
+    if report["method"]["used"]["direct"] == report["bytes"]:
+        assert finished.max_usage_bytes is not None
+        assert finished.max_usage_bytes <= BUDGET + SPARE
+    else:
+        assert method != "direct", "the file system takes no direct reads"
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("engine", [pytest.param("native", marks=pytest.mark.native), "python"])
+@pytest.mark.parametrize("method", ["direct", "buffered"])
+def test_a_load_that_can_no_longer_fit_ends_with_an_error_and_not_by_the_kernel(
+    tmp_path: Path, small: str, method: str, engine: str
+) -> None:
+    large = write_checkpoint(tmp_path / "large", [TensorSpec("x", "U8", (1 << 28,))], shards=1, sparse=True)
+    options = {"method": method, "framework": "numpy", "engine": engine}
+    finished = run_in_group(320 * MIB, LOAD_BESIDE_ANOTHER_PROGRAM, [small, str(large), json.dumps(options)])
+    assert finished.oom_kills == 0
+    assert "before the system would have killed it" in finished.said["message"]
+    assert "the tensors still need" in finished.said["message"]
+    assert "add swap" in finished.said["hint"]

@@ -63,8 +63,13 @@ def cgroup_levels(controller: str, root: Path = Path("/")) -> list[CgroupLevel]:
         Groups of version 1, where the controller is mounted so, followed by those of version 2. Some machines mount
         both; a version-2 group without the controller then merely lacks its files.
     """
-    groups = read_text(root / "proc/self/cgroup") or ""
+    groups = own_groups(root)
     return list(_levels(controller, root, groups) if root == _MACHINE else _find_levels(controller, root, groups))
+
+
+def own_groups(root: Path = Path("/")) -> str:
+    """Which groups this process is in, as the system writes it; another text where it was moved."""
+    return read_text(root / "proc/self/cgroup") or ""
 
 
 def _find_levels(controller: str, root: Path, groups: str) -> list[CgroupLevel]:

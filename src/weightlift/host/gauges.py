@@ -14,7 +14,7 @@ import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from weightlift.host import kernel
-from weightlift.host.cgroup import CgroupLevel, cgroup_levels
+from weightlift.host.cgroup import CgroupLevel, cgroup_levels, own_groups
 from weightlift.host.memory import ROOT, ProcessMemory, swap_counters
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class HostGauges:
             os.fspath(root / name) for name in ("proc/meminfo", "proc/self/status", "proc/pressure/memory")
         )
         find = _groups_this_second if root == ROOT else _find_groups
-        self._limited, self._pressure = find(root, int(time.monotonic()))
+        self._limited, self._pressure = find(root, own_groups(root), int(time.monotonic()))
         self._before: tuple[int, int] | None = None
         self._stalls: tuple[float | None, float | None] = (None, None)
         self._reads = 0
@@ -139,7 +139,7 @@ def _machine_rows(meminfo: str) -> dict[str, int]:
     return {name.decode(): int(value) * 1024 for name, value in _MEMINFO.findall(kernel.read_small(meminfo) or b"")}
 
 
-def _find_groups(root: Path, _: int) -> tuple[list[tuple[CgroupLevel, int]], str | None]:
+def _find_groups(root: Path, _groups: str, _second: int) -> tuple[list[tuple[CgroupLevel, int]], str | None]:
     """The control groups that limit this process below the machine's memory, and where its own group tells pressure."""
     total = _machine_rows(os.fspath(root / "proc/meminfo")).get("MemTotal", 0)
     levels = cgroup_levels("memory", root)
@@ -152,7 +152,7 @@ def _find_groups(root: Path, _: int) -> tuple[list[tuple[CgroupLevel, int]], str
 
 
 _groups_this_second = functools.lru_cache(maxsize=1)(_find_groups)
-"""For this machine: looking for them takes longer than a small load."""
+"""For this machine, as long as the process stays where it is: looking for them takes longer than a small load."""
 
 
 def _limit(level: CgroupLevel) -> int | None:

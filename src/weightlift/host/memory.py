@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from weightlift.host.cgroup import CgroupLevel, cgroup_levels, read_text
+from weightlift.host.cgroup import CgroupLevel, cgroup_levels, own_groups, read_text
 from weightlift.host.kernel import PAGE_SIZE
 from weightlift.units import format_bytes
 
@@ -181,7 +181,7 @@ def available_processors(root: Path = ROOT) -> int:
         count = len(os.sched_getaffinity(0))
     else:
         count = os.cpu_count() or 1
-    quota = _quota_this_second(int(time.monotonic())) if root == ROOT else _smallest_quota(root)
+    quota = _quota_this_second(own_groups(), int(time.monotonic())) if root == ROOT else _smallest_quota(root)
     return max(1, count if quota is None else min(count, quota))
 
 
@@ -192,8 +192,8 @@ def _smallest_quota(root: Path) -> int | None:
 
 
 @functools.lru_cache(maxsize=1)
-def _quota_this_second(_: int) -> int | None:
-    """For this machine, whose groups every load would ask several times."""
+def _quota_this_second(_groups: str, _second: int) -> int | None:
+    """For this machine, as long as the process stays where it is; every load would ask its groups several times."""
     return _smallest_quota(ROOT)
 
 
