@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +30,11 @@ hypothesis.settings.register_profile("weightlift", deadline=None, print_blob=Tru
 # For a night: pytest --hypothesis-profile=deep tests/stateful
 hypothesis.settings.register_profile("deep", hypothesis.settings.get_profile("weightlift"), max_examples=5000)
 hypothesis.settings.load_profile("weightlift")
+
+# Shells start programs in the background with interrupts ignored, which every child inherits, and tests of Ctrl-C would
+# wait in vain.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _missing_gpu() -> str | None:
