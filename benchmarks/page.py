@@ -158,6 +158,9 @@ KNOWN: Final[dict[str, Known]] = {
     "fuzz": Known("Fuzzing", "", "random and mutated input for every reader of files", page_parts.fuzz),
     "coverage": Known("Coverage of the tests", "", "statements and branches that the tests reach", coverage_table.part),
     "mutation": Known("Mutations", "", "changes of the code that the tests notice", page_parts.mutation),
+    "faults": Known(
+        "Faults", "benchmarks/faults.py", "tests that make faults and hostile files", reliability_figures.part_of_faults
+    ),
     "endurance": Known(
         "Many loads in one process", "benchmarks/endurance.py", "what loads leave", page_parts.endurance
     ),

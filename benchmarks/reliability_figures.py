@@ -1,7 +1,7 @@
 """The figures of ``docs/reliability.md`` out of results files; ``page.py`` writes them, so that none is typed by hand.
 
-Knows the shapes of the results files of endurance, fuzzing, hostile headers and mutation, and nothing of how they come
-about.
+Knows the shapes of the results files of endurance, faults, fuzzing, hostile headers and mutation, and nothing of how
+they come about.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any, Final
 
-from page_tables import escaped, table
+from page_tables import Part, Target, escaped, table, targets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +20,7 @@ ENDED_BY_A_CHANGE: Final = ("FileChangedError", "TruncatedFileError")
 BROKEN_OFF: Final = ("stopped", "stream left")
 READERS: Final = ("weightlift", "safetensors")
 BROKEN: Final = ", broken at the end"
+HOSTILE_MIN: Final = 500
 
 
 def endurance(result: Result) -> str:
@@ -97,9 +98,146 @@ def headers(result: Result) -> str:
     return words + table(("header", *heads), lines)
 
 
+FAULTS: Final = (
+    ("The n-th read fails with EIO", "`strace`", ("trouble/test_system_calls.py::test_the_nth_read_fails",)),
+    (
+        "A read finds no memory (ENOMEM)",
+        "`strace`",
+        ("trouble/test_system_calls.py::test_a_read_that_finds_no_memory",),
+    ),
+    (
+        "Reads are interrupted (EINTR)",
+        "`strace`",
+        ("trouble/test_system_calls.py::test_interrupted_reads_are_asked_again",),
+    ),
+    (
+        "A read answers 0 bytes inside the file",
+        "`strace`",
+        ("trouble/test_system_calls.py::test_a_file_that_seems_to_end_early",),
+    ),
+    (
+        "Direct reads are refused midway (EINVAL, EOPNOTSUPP)",
+        "`strace`",
+        ("trouble/test_system_calls.py::test_direct_reads_that_are_refused_midway_go_through_the_cache",),
+    ),
+    (
+        "No memory for the tensors (`madvise`)",
+        "`strace`",
+        ("trouble/test_system_calls.py::test_no_memory_for_the_tensors",),
+    ),
+    (
+        "The file cannot be opened (EIO, EMFILE, EACCES)",
+        "`strace`",
+        ("trouble/test_system_calls.py::test_a_file_that_cannot_be_opened",),
+    ),
+    (
+        "The file cannot be mapped (ENOMEM, ENODEV)",
+        "`strace`",
+        ("trouble/test_system_calls.py::test_a_file_that_cannot_be_mapped",),
+    ),
+    (
+        "The file is cut, appended to or replaced during the load",
+        "a progress callback",
+        ("trouble/test_changing_files.py::test_a_change_midway_and_the_load_after_it",),
+    ),
+    (
+        "The disk is full while a file is written",
+        "a full file system",
+        ("trouble/test_full_disks.py",),
+    ),
+    (
+        "A load is broken off, at any step",
+        "exceptions in callbacks and at calls",
+        ("trouble/test_cancellation.py",),
+    ),
+    (
+        "Loads at once, threads that share, forked children",
+        "threads and processes",
+        ("trouble/test_two_at_once.py", "trouble/test_side_by_side.py"),
+    ),
+    (
+        "Short and interrupted reads, of any length, in any order",
+        "a reader that injects faults",
+        (
+            "engines/test_faults.py::test_short_and_interrupted_reads_are_finished",
+            "engines/test_faults.py::test_the_order_in_which_chunks_finish_does_not_matter",
+        ),
+    ),
+    (
+        "Reads that fail, end early, are refused or never return",
+        "the same",
+        (
+            "engines/test_faults.py::test_a_failed_read_names_file_tensor_and_numbers",
+            "engines/test_faults.py::test_an_early_end_of_file_is_told_where_it_is",
+            "engines/test_faults.py::test_direct_reads_refused_on_the_way_are_read_through_the_cache_and_counted",
+            "engines/test_faults.py::test_memory_given_out_before_a_failure_is_not_handed_on",
+            "engines/test_faults.py::test_a_read_that_never_returns_is_named_and_keeps_its_buffers",
+        ),
+    ),
+    (
+        (
+            "A part of Linux is missing: `preadv`, `posix_fadvise`, `O_DIRECT`, `cachestat`, `statx`, `/proc`, control "
+            "groups, the native engine, all of them, or for comparison none"
+        ),
+        "child processes that lose it, four methods each",
+        ("host/test_taken_away.py::test_every_method_loads_the_same_bytes_without",),
+    ),
+)
+"""What goes wrong, by what it is made to, and the tests that do so, by file or function under ``tests``."""
+
+
+def faults(result: Result) -> str:
+    """How many cases of each fault were tried, all of which passed; what was skipped is said."""
+    lines = []
+    for fault, maker, tests in FAULTS:
+        counts = Counter[str]()
+        for name in tests:
+            found = [ended for test, ended in result["tests"].items() if _belongs(test, f"tests/{name}")]
+            if not found:
+                raise ValueError(f"the record of faults knows no test {name}")
+            for ended in found:
+                counts.update(ended)
+        skipped = f" ({counts['skipped']} skipped)" if counts["skipped"] else ""
+        lines.append((fault, f"{counts['passed']}{skipped}", maker))
+    date, python = result["environment"]["date"][:10], result["environment"]["python"]
+    return (
+        table(("fault", "cases survived", "made by"), lines)
+        + f"\n\nCounted by `benchmarks/faults.py` on {date} with CPython {python}."
+    )
+
+
+def part_of_faults(result: Result) -> Part:
+    """For the page of all figures: how many tests made faults, and how many hostile inputs were refused."""
+    made = Part()
+    passed, skipped = (sum(ended.get(how, 0) for ended in result["tests"].values()) for how in ("passed", "skipped"))
+    refused = sum(result["hostile_inputs"].values())
+    made.add(
+        f"{passed:,} tests that make faults or read hostile files passed, {skipped} were skipped. "
+        "[Reliability](reliability.md) has them by kind."
+    )
+    wanted = [
+        Target("hostile inputs refused in every run of the tests", f"{refused:,}", "≥ 500", refused >= HOSTILE_MIN)
+    ]
+    made.add(targets(wanted), wanted)
+    return made
+
+
+def _belongs(test: str, name: str) -> bool:
+    return test == name or test.partition("::")[0] == name
+
+
+def hostile(result: Result) -> str:
+    """How many inputs were refused, by reader."""
+    counts = Counter[str](result["hostile_inputs"])
+    lines = [(f"`{escaped(name)}`", f"{count:,}") for name, count in counts.most_common()]
+    return table(("reader", "hostile inputs refused"), [*lines, ("together", f"{counts.total():,}")])
+
+
 BLOCKS: Final[Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]]] = {
     "endurance": ("endurance", endurance),
     "fuzz": ("fuzz", fuzz),
+    "faults": ("faults", faults),
+    "hostile": ("faults", hostile),
     "headers": ("hostile_headers", headers),
     "mutation": ("mutation", mutation),
 }

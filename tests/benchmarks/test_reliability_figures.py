@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
+from xml.etree.ElementTree import Element, SubElement
+
+import pytest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -80,3 +83,28 @@ def test_headers_that_are_refused_say_so(scripts: Path) -> None:
     assert "load average 8.3" in text
     assert "| lists | 1.3 | 2.0 | 0.5 | 0.2 |" in text
     assert "| disorder | 3.0 (refused) | 2.0 (refused) | – | – |" in text
+
+
+def test_faults_are_counted_by_kind_out_of_pytests_own_report(scripts: Path) -> None:
+    figures, script = importlib.import_module("reliability_figures"), importlib.import_module("faults")
+    names = [name if "::" in name else f"{name}::test_any" for _, _, tests in figures.FAULTS for name in tests]
+    cases = []
+    for name in names:
+        file, _, function = name.partition(".py::")
+        classname = f"tests.{file.replace('/', '.')}"
+        made = [Element("testcase", classname=classname, name=f"{function}[{number}]") for number in range(3)]
+        SubElement(made[2], "skipped")
+        cases += made
+    many = Element("testcase", classname="tests.fuzz.test_hostile_inputs", name="many")
+    for reader, count in {"gguf": 1200, "pickle": 30}.items():
+        SubElement(many, "property", name=f"hostile inputs: {reader}", value=str(count))
+    tests, hostile = script.counted([*cases, many])
+    result = {"tests": tests, "hostile_inputs": hostile, "environment": {"date": "2026-01-02T03", "python": "3.12.1"}}
+    text = figures.faults(result)
+    assert "| The n-th read fails with EIO | 2 (1 skipped) | `strace` |" in text
+    assert "| Loads at once, threads that share, forked children | 4 (2 skipped) |" in text
+    assert "on 2026-01-02 with CPython 3.12.1" in text
+    assert "| `gguf` | 1,200 |\n| `pickle` | 30 |\n| together | 1,230 |" in figures.hostile(result)
+    del tests["tests/trouble/test_two_at_once.py::test_any"]
+    with pytest.raises(ValueError, match="knows no test trouble/test_two_at_once"):
+        figures.faults(result)
