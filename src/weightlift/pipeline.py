@@ -265,7 +265,7 @@ class Transfer:
         if isinstance(slots, StagingLoan):
             loan = slots
             self.supervisor.pinned = lambda: loan.pinned_bytes
-        if self._options.watch_seconds:
+        if self._options.watch_seconds and self._total_bytes:
             self._engine.watch(self._options.watch_seconds, [str(shard.path) for shard in self._description.shards])
         recording = self._options.recording
         if recording is not None and recording.steps_max:

@@ -193,6 +193,25 @@ def test_watching_is_on_by_default_and_can_be_set(monkeypatch: pytest.MonkeyPatc
             LoadOptions(watch_seconds=wrong)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(("method", "count"), [("mmap", 0), ("buffered", 1)])
+def test_what_reads_nothing_is_not_watched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, count: int
+) -> None:
+    """Watching takes a thread, whose end a small load would wait for."""
+    path = write_checkpoint(tmp_path / "model.safetensors", SPECS[:1])
+    watched: list[float] = []
+    watch = PythonEngine.watch
+
+    def note(engine: PythonEngine, seconds: float, *more: Any) -> None:
+        watched.append(seconds)
+        watch(engine, seconds, *more)
+
+    monkeypatch.setattr(PythonEngine, "watch", note)
+    state = wl.load(path, method=method, engine="python")
+    assert len(state) == 1
+    assert watched == [30] * count
+
+
 def test_tuning_begins_anew_where_it_began() -> None:
     with contextlib.closing(PythonEngine([], SlotPool(1, 4 * KIB).memory, 64)) as engine:
         supervisor = Supervisor(LoadOptions(), time.monotonic(), lambda: None)
