@@ -14,7 +14,8 @@ from typing import Final
 
 from weightlift.host import kernel
 
-_MACHINE: Final = Path("/")
+ROOT: Final = Path("/")
+"""Root of this machine's file system."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ def read_text(path: Path) -> str | None:
     return None if contents is None else contents.decode("utf-8", errors="replace").strip()
 
 
-def cgroup_levels(controller: str, root: Path = Path("/")) -> list[CgroupLevel]:
+def cgroup_levels(controller: str, root: Path = ROOT) -> list[CgroupLevel]:
     """The groups whose limits bind this process for one controller: its own, then every ancestor that can be seen.
 
     Args:
@@ -64,10 +65,10 @@ def cgroup_levels(controller: str, root: Path = Path("/")) -> list[CgroupLevel]:
         both; a version-2 group without the controller then merely lacks its files.
     """
     groups = own_groups(root)
-    return list(_levels(controller, root, groups) if root == _MACHINE else _find_levels(controller, root, groups))
+    return list(_levels(controller, root, groups) if root == ROOT else _find_levels(controller, root, groups))
 
 
-def own_groups(root: Path = Path("/")) -> str:
+def own_groups(root: Path = ROOT) -> str:
     """Which groups this process is in, as the system writes it; another text where it was moved."""
     return read_text(root / "proc/self/cgroup") or ""
 

@@ -7,24 +7,24 @@ does not tell it; the root of the file system is a parameter, so that recorded t
 
 from __future__ import annotations
 
-import functools
 import os
 import re
-import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from weightlift.host import kernel
-from weightlift.host.cgroup import CgroupLevel, cgroup_levels, own_groups
-from weightlift.host.memory import ROOT, ProcessMemory, swap_counters
+from weightlift.host.cgroup import ROOT
+from weightlift.host.limits import memory_limits
+from weightlift.host.memory import ProcessMemory, swap_counters
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from weightlift.host.cgroup import CgroupLevel
 
 _MEMINFO: Final = re.compile(rb"^(MemTotal|MemAvailable|Cached|Shmem|SwapTotal|SwapFree):\s+(\d+) kB$", re.MULTILINE)
 _RESIDENT: Final = re.compile(rb"^Rss(?:Anon|File|Shmem):\s+(\d+) kB$", re.MULTILINE)
 _STALLED: Final = re.compile(rb"^some .*total=(\d+)", re.MULTILINE)
 _STALLS_EVERY: Final = 4
-_LIMIT_FILES: Final = {1: ("memory.limit_in_bytes",), 2: ("memory.max", "memory.high")}
 _USAGE_FILE: Final = {1: "memory.usage_in_bytes", 2: "memory.current"}
 _PREFIX: Final = {1: "total_", 2: ""}
 _CACHE_NAME: Final = {1: "total_cache", 2: "file"}
@@ -71,8 +71,8 @@ class HostGauges:
         self._meminfo, self._status, self._machine_pressure = (
             os.fspath(root / name) for name in ("proc/meminfo", "proc/self/status", "proc/pressure/memory")
         )
-        find = _groups_this_second if root == ROOT else _find_groups
-        self._limited, self._pressure = find(root, own_groups(root), int(time.monotonic()))
+        limits = memory_limits(root)
+        self._limited, self._pressure = limits.binding, limits.pressure
         self._before: tuple[int, int] | None = None
         self._stalls: tuple[float | None, float | None] = (None, None)
         self._reads = 0
@@ -137,27 +137,6 @@ class HostGauges:
 
 def _machine_rows(meminfo: str) -> dict[str, int]:
     return {name.decode(): int(value) * 1024 for name, value in _MEMINFO.findall(kernel.read_small(meminfo) or b"")}
-
-
-def _find_groups(root: Path, _groups: str, _second: int) -> tuple[list[tuple[CgroupLevel, int]], str | None]:
-    """The control groups that limit this process below the machine's memory, and where its own group tells pressure."""
-    total = _machine_rows(os.fspath(root / "proc/meminfo")).get("MemTotal", 0)
-    levels = cgroup_levels("memory", root)
-    limits = ((level, _limit(level)) for level in levels)
-    pressures = (os.fspath(level.folder / "memory.pressure") for level in levels if level.version == 2)
-    return (
-        [(level, limit) for level, limit in limits if limit is not None and limit < total],
-        next((path for path in pressures if os.path.exists(path)), None),
-    )
-
-
-_groups_this_second = functools.lru_cache(maxsize=1)(_find_groups)
-"""For this machine, as long as the process stays where it is: looking for them takes longer than a small load."""
-
-
-def _limit(level: CgroupLevel) -> int | None:
-    limits = (level.read_int(file) for file in _LIMIT_FILES[level.version])
-    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _look(level: CgroupLevel, limit: int) -> tuple[int, int, int] | None:

@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
-from weightlift.host.cgroup import CgroupLevel, cgroup_levels, own_groups, read_text
-from weightlift.host.kernel import PAGE_SIZE
+from weightlift.host import kernel
+from weightlift.host.cgroup import ROOT, CgroupLevel, cgroup_levels, own_groups, read_text
+from weightlift.host.limits import memory_limits
 from weightlift.units import format_bytes
 
-ROOT: Final = Path("/")
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_SWAPPED: Final = re.compile(rb"^pswpin (\d+)\npswpout (\d+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,13 +108,11 @@ def headroom(root: Path = ROOT) -> Headroom | None:
     except KeyError:
         return None
     swap_free = machine.get("SwapFree", 0)
-    for level in cgroup_levels("memory", root):
-        # What cannot bind is not looked at: a load asks before it begins, and every file costs some 10 µs.
-        if swap_free:
-            swap_free = min(swap_free, _swap_left(level, swap_free))
-        limit = _limit(level)
-        if limit is None or limit >= machine["MemTotal"]:
-            continue
+    limits = memory_limits(root)
+    for level in limits.levels if swap_free else ():
+        swap_free = min(swap_free, _swap_left(level, swap_free))
+    # What cannot bind is not looked at: a load asks before it begins, and every file costs some 10 µs.
+    for level, limit in limits.binding:
         used = _used(level)
         if used is not None:
             rooms.append(Room(level.name, level.version, limit, max(0, limit - used)))
@@ -124,15 +126,6 @@ def headroom(root: Path = ROOT) -> Headroom | None:
         f"{tightest.group} allows"
     )
     return Headroom(available, "cgroup", total, swap_free, sentence, tuple(rooms))
-
-
-def _limit(level: CgroupLevel) -> int | None:
-    """The group's limit; ``None`` if it has none."""
-    if level.version == 1:
-        return level.read_int("memory.limit_in_bytes")
-    # Above memory.high nothing is killed, but every allocation waits for reclaim: that is the freeze to stay clear of.
-    limits = [limit for file in ("memory.max", "memory.high") if (limit := level.read_int(file)) is not None]
-    return min(limits, default=None)
 
 
 def _used(level: CgroupLevel) -> int | None:
@@ -152,12 +145,8 @@ def _swap_left(level: CgroupLevel, unlimited: int) -> int:
 
 def swap_counters(root: Path = ROOT) -> tuple[int, int] | None:
     """Bytes that the whole machine has swapped in and out since it was started."""
-    pages: dict[str, int] = {}
-    for line in (read_text(root / "proc/vmstat") or "").splitlines():
-        if line.startswith(("pswpin ", "pswpout ")):
-            name, value = line.split()
-            pages[name] = int(value)
-    return (pages["pswpin"] * PAGE_SIZE, pages["pswpout"] * PAGE_SIZE) if len(pages) == 2 else None
+    found = _SWAPPED.search(kernel.read_small(root / "proc/vmstat") or b"")
+    return (int(found[1]) * kernel.PAGE_SIZE, int(found[2]) * kernel.PAGE_SIZE) if found else None
 
 
 def pressure_stall_seconds(root: Path = ROOT) -> float | None:
