@@ -24,6 +24,7 @@ from weightlift.errors import (
     InsufficientMemoryError,
     ReadError,
     TruncatedFileError,
+    WeightliftError,
 )
 from weightlift.host import kernel, residency, storage, sweeping
 from weightlift.host.probes import run_probes
@@ -96,7 +97,7 @@ class OpenShards:
             shard = self._description.shards[index]
             descriptors[index] = descriptor = _open_file(shard.path)
             self._stack.callback(kernel.close_quickly, descriptor)
-            _check_identity(shard, descriptor, "since its header was read")
+            check_identity(shard, descriptor, "since its header was read")
             if want_direct:
                 trials[index] = storage.DirectTrial(shard.path)
                 self._stack.callback(trials[index].close)
@@ -224,7 +225,7 @@ class OpenShards:
     def check_unchanged(self) -> None:
         """Raise :class:`FileChangedError` if a shard was written to or truncated while it was read."""
         for index in self._used:
-            _check_identity(self._description.shards[index], self.sources[index].descriptor, "while it was being read")
+            check_identity(self._description.shards[index], self.sources[index].descriptor, "while it was being read")
 
     def describe_end_of_file(self, index: int, offset: int, tensor: str | None) -> TruncatedFileError:
         """The error for a shard that ended at ``offset``."""
@@ -308,19 +309,35 @@ def _map_file(path: Path, descriptor: int, size: int) -> mmap.mmap:
     try:
         return mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
     except OSError as err:
-        message = f"{path}: its {size:,} bytes cannot be mapped ({os.strerror(err.errno or errno.EIO)})"
-        if err.errno == errno.ENOMEM:
-            raise InsufficientMemoryError(
-                message,
-                hint='method="buffered" maps nothing; or raise the limit on address space (ulimit -v)',
-                path=path,
-            ) from err
-        failure = ReadError(message, hint='method="buffered" maps nothing', path=path, offset=0, length=size)
-        failure.errno = err.errno
-        raise failure from err
+        raise mapping_failure(path, size, err) from err
 
 
-def _check_identity(shard: Shard, descriptor: int, when: str) -> None:
+def mapping_failure(path: Path, size: int, err: OSError) -> WeightliftError:
+    """The typed error that stands for the operating system's refusal to map a file."""
+    message = f"{path}: its {size:,} bytes cannot be mapped ({os.strerror(err.errno or errno.EIO)})"
+    if err.errno == errno.ENOMEM:
+        return InsufficientMemoryError(
+            message,
+            hint='method="buffered" maps nothing; or raise the limit on address space (ulimit -v)',
+            path=path,
+        )
+    failure = ReadError(message, hint='method="buffered" maps nothing', path=path, offset=0, length=size)
+    failure.errno = err.errno
+    return failure
+
+
+def check_identity(shard: Shard, descriptor: int, when: str) -> None:
+    """Raise if a file is not what it was when its header was read.
+
+    Args:
+        shard: the file as it was.
+        descriptor: the file as it is.
+        when: when that was, for the sentence.
+
+    Raises:
+        TruncatedFileError: it has become shorter.
+        FileChangedError: it was replaced or written to.
+    """
     found = FileIdentity(*kernel.file_status(descriptor))
     known = shard.identity
     if found == known:

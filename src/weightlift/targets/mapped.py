@@ -76,7 +76,7 @@ def _advise(mapping: mmap.mmap, descriptor: int, *, keep: bool) -> None:
 def mapped_tensors(
     description: Description, rows: Sequence[int], mappings: Mapping[int, mmap.mmap], maker: TensorMaker
 ) -> Iterator[tuple[str, Any]]:
-    """Tensors over the mappings, which live as long as any of them.
+    """Tensors over the mappings, by name; see :func:`mapped_tensor`.
 
     Args:
         description: the checkpoint.
@@ -88,9 +88,21 @@ def mapped_tensors(
         # torch warns that it cannot stop writes to read-only memory; whoever asked for it was told so.
         warnings.filterwarnings("ignore", message=".*not writable.*", category=UserWarning)
         for row in rows:
-            name, dtype, shape = description.names[row], description.dtype(row), description.shape(row)
-            if description.lengths[row]:
-                buffer: Any = mappings[description.shard_indexes[row]]
-                yield name, maker.over(buffer, description.offsets[row], dtype, shape)
-            else:
-                yield name, maker.over(bytearray(0), 0, dtype, shape)
+            yield description.names[row], mapped_tensor(description, row, mappings, maker)
+
+
+def mapped_tensor(description: Description, row: int, mappings: Mapping[int, mmap.mmap], maker: TensorMaker) -> Any:
+    """One tensor over a mapping, which lives as long as any of them.
+
+    Over a read-only mapping torch warns; over others this is the quick way to one tensor.
+
+    Args:
+        description: the checkpoint.
+        row: one of :func:`mappable_rows`.
+        mappings: the mapped shards.
+        maker: whose tensor.
+    """
+    dtype, shape = description.dtype(row), description.shape(row)
+    if not description.lengths[row]:
+        return maker.over(bytearray(0), 0, dtype, shape)
+    return maker.over(mappings[description.shard_indexes[row]], description.offsets[row], dtype, shape)

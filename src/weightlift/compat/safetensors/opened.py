@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from weightlift.compat.safetensors import tensors
 from weightlift.compat.safetensors.indexing import simple_view, strict_view, torch_view
+from weightlift.compat.safetensors.mapping import MappedFile
 from weightlift.compat.safetensors.ranges import View, pieces
 from weightlift.compat.safetensors.refusals import refusing
 from weightlift.compat.safetensors.sequence import Sequence
@@ -81,12 +82,11 @@ class OpenedFile:
         self.reports: list[LoadReport] = []
         self._tensors = tensors.maker(framework)
         self._place: Any = None
-        self._mapped: dict[str, Any] | None = None
+        self._mapped = MappedFile(self.description, self._descriptor, framework)
         self._gives_views: bool | None = None
         self._sequence: Sequence | None = None
         if Sequence.pays_for(self.description):
             self._sequence = Sequence(self.description, self._descriptor, self.load_options, self.reports.append)
-        self._lock = threading.Lock()
 
     def __del__(self) -> None:
         if self._descriptor >= 0:
@@ -139,22 +139,30 @@ class OpenedFile:
     def _whole(self, row: int) -> Any:
         description = self.description
         if self.mapped:
-            return self._views()[description.names[row]]
+            return self._viewed(row)
         if self._sequence is not None:
             ahead = self._sequence.take(row)
             if ahead is not None:
                 return ahead
-        length = description.lengths[row]
-        if length > (SMALL_BYTES if self.on_cpu else SMALL_DEVICE_BYTES):
+        if description.lengths[row] > (SMALL_BYTES if self.on_cpu else SMALL_DEVICE_BYTES):
             return self._load([row])[description.names[row]]
-        held = self.read(description.offsets[row], length)
-        made = self._tensors.over(held, description.dtype(row), description.shape(row))
+        made = self._read_whole(row)
         return made if self.on_cpu else made.to(self.place)
+
+    def _read_whole(self, row: int) -> Any:
+        description = self.description
+        held = self.read(description.offsets[row], description.lengths[row])
+        return self._tensors.over(held, description.dtype(row), description.shape(row))
 
     def view(self, row: int) -> Any:
         """The whole tensor of a row as a view of the mapped file."""
         self.check_tensor(row)
-        return self._views()[self.description.names[row]]
+        return self._viewed(row)
+
+    def _viewed(self, row: int) -> Any:
+        with refusing():
+            tensor = self._mapped.tensor(row, self._mapping_options)
+        return self._read_whole(row) if tensor is None else tensor
 
     def all_tensors(self) -> dict[str, Any]:
         """Every tensor of the file, in file order."""
@@ -162,21 +170,21 @@ class OpenedFile:
         for row in range(len(description)):
             self.check_tensor(row)
         if self.mapped:
-            return dict(self._views())
+            return self._load(range(len(description)), self._mapping_options())
         if self.on_cpu and description.total_bytes <= SMALL_BYTES:
             return {name: self._whole(row) for row, name in enumerate(description.names)}
         return self._load(range(len(description)))
 
-    def _load(self, rows: Rows[int]) -> dict[str, Any]:
+    def _load(self, rows: Rows[int], options: LoadOptions | None = None) -> dict[str, Any]:
         with refusing():
             try:
-                loaded, report = load_rows(self.description, rows, self.load_options())
+                loaded, report = load_rows(self.description, rows, options or self.load_options())
             except InsufficientMemoryError:
                 if not self.on_cpu or self._method() is not Method.AUTO:
                     raise
                 # More than fits, which the library would hand out as views of the file: the same here.
-                views = self._views()
-                return {name: views[name] for name in map(self.description.names.__getitem__, rows)}
+                loaded, report = load_rows(self.description, rows, self._mapping_options())
+                self._gives_views = True
         self.reports.append(report)
         return dict(loaded)
 
@@ -184,16 +192,8 @@ class OpenedFile:
         """How tensors are loaded to where they go."""
         return LoadOptions(**{**self.options, "device": self.place})
 
-    def _views(self) -> dict[str, Any]:
-        with self._lock:
-            if self._mapped is None:
-                options = LoadOptions(**{**self.options, "method": "mmap", "device": "cpu"})  # type: ignore[arg-type]
-                with refusing():
-                    mapped, report = load_rows(self.description, range(len(self.description)), options)
-                self.reports.append(report)
-                self._mapped = dict(mapped)
-                self._gives_views = True
-            return self._mapped
+    def _mapping_options(self) -> LoadOptions:
+        return LoadOptions(**{**self.options, "method": "mmap", "device": "cpu"})  # type: ignore[arg-type]
 
     # ---- parts of tensors
 
@@ -216,7 +216,7 @@ class OpenedFile:
             whole = self._whole(row)
             return whole if whole.shape == view.shape else whole.reshape(view.shape)
         if self.mapped:
-            return tensors_.strided(self._views()[description.names[row]], view)
+            return tensors_.strided(self._viewed(row), view)
         made = self._gather(row, view)
         return made if self.on_cpu else made.to(self.place)
 
