@@ -1,18 +1,24 @@
 """What single calls of the safetensors face cost: ``python benchmarks/calls.py`` writes ``results/calls.json``.
 
 Programs call ``safe_open``, ``get_slice`` and ``get_tensor`` thousands of times. Each call is timed through
-weightlift's face and through the safetensors library, in turns within one process, on a warm file. The library hands
-out mappings, so whatever reads counts until one byte of every page was looked at, for both.
+weightlift's face and through the safetensors library, in turns and on a warm file. Calls that read next to nothing are
+repeated in one process. Those that read a whole file or much of it are the first of a fresh process each time, as they
+are in programs: a process that gives tensors back and loads them again is handed memory that is there already. The
+library hands out mappings, so whatever reads counts until one byte of every page was looked at, for both.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import environment
 import tables
@@ -20,16 +26,17 @@ from claims import spread
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator
 
 RESULTS = Path(__file__).resolve().parent / "results" / "calls.json"
 LARGE_BYTES = 300 << 20
 PAGE_BYTES = 4096
 LIMIT_MICROSECONDS = {"get_slice": 5.0, "safe_open, small file": 200.0}
-NO_SLOWER = ("owned", "mapped")
+KINDS = ("owned", "mapped")
+SIDES = ("weightlift", "safetensors")
 SLACK = 1.03
 
-Call = tuple[str, int, "Callable[[], Any]"]
+Call = tuple[str, int, Callable[[], Any]]
 
 
 def touch(tensors: Mapping[str, Any]) -> None:
@@ -71,29 +78,24 @@ def small_calls(face: Any, small: Path, large: Path) -> Iterator[Call]:
     yield "get_tensor, 4 KiB", 500, lambda: few.get_tensor("tensor.3")
 
 
-def reading_calls(
-    kind: str, safe_open: Any, load_file: Callable[[Path], Any], large: Path, use: Callable[[Mapping[str, Any]], None]
-) -> Iterator[Call]:
-    """Calls that read.
+READS: Final[dict[str, Callable[[Any, Any, Path], Any]]] = {
+    "get_tensor, 64 MiB": lambda opened, _, __: {"longest": opened.get_tensor("longest")},
+    "get_tensor of each": lambda opened, _, __: {name: opened.get_tensor(name) for name in opened.keys()},  # noqa: SIM118
+    "get_tensors": lambda opened, _, __: opened.get_tensors(),
+    "load_file": lambda _, load_file, path: load_file(path),
+}
+"""Calls that read, of an open file, a function that loads one, and its path."""
+
+
+def first_read(side: str, kind: str, name: str, large: Path) -> float:
+    """Seconds of a call that is the first of this process.
 
     Args:
-        kind: what is compared, for the name.
-        safe_open: one of the classes.
-        load_file: the function that goes with it.
+        side: whose face.
+        kind: ``owned`` or ``mapped``: what the tensors have to be in the end.
+        name: one of :data:`READS`.
         large: the file.
-        use: what is done with the tensors.
     """
-    opened = safe_open(large, framework="pt")
-    names = list(opened.keys())
-    yield f"get_tensor, 64 MiB, {kind}", 3, lambda: use({"longest": opened.get_tensor("longest")})
-    yield f"get_tensor of each, {kind}", 1, lambda: use({name: opened.get_tensor(name) for name in names})
-    if hasattr(opened, "get_tensors"):
-        yield f"get_tensors, {kind}", 1, lambda: use(opened.get_tensors())
-    yield f"load_file, {kind}", 1, lambda: use(load_file(large))
-
-
-def sides(small: Path, large: Path) -> dict[str, dict[str, tuple[int, Callable[[], Any]]]]:
-    """Both faces' calls by name."""
     import safetensors
     import safetensors.torch
 
@@ -101,23 +103,42 @@ def sides(small: Path, large: Path) -> dict[str, dict[str, tuple[int, Callable[[
     import weightlift.compat.safetensors as ours
     import weightlift.compat.safetensors.torch as ours_torch
 
-    theirs, their_load_file = safetensors.safe_open, safetensors.torch.load_file
-    with weightlift.patch(method="mmap"):
-        # These stay what they are when the patch is undone.
-        mapped, mapped_load_file = safetensors.safe_open, safetensors.torch.load_file
-    found = {
-        "weightlift": (
-            *small_calls(ours, small, large),
-            *reading_calls("owned", ours.safe_open, ours_torch.load_file, large, keep),
-            *reading_calls("mapped", mapped, mapped_load_file, large, touch),
-        ),
-        "safetensors": (
-            *small_calls(safetensors, small, large),
-            *reading_calls("owned", theirs, their_load_file, large, clone),
-            *reading_calls("mapped", theirs, their_load_file, large, touch),
-        ),
+    use: Callable[[Mapping[str, Any]], None] = touch if kind == "mapped" else clone
+    face: Any = safetensors.safe_open
+    load_file: Any = safetensors.torch.load_file
+    if side == "weightlift" and kind == "owned":
+        face, load_file, use = ours.safe_open, ours_torch.load_file, keep
+    elif side == "weightlift":
+        weightlift.patch(method="mmap")
+        face, load_file = safetensors.safe_open, safetensors.torch.load_file
+    opened = face(large, framework="pt")
+    return seconds(1, lambda: use(READS[name](opened, load_file, large)))
+
+
+def in_fresh_process(*words: str) -> float:
+    """What :func:`first_read` says in another process."""
+    command = [sys.executable, __file__, "--once", *words]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def calls(small: Path, large: Path) -> Iterator[tuple[str, dict[str, Callable[[], float]]]]:
+    """Every call's name, and by side what takes it once."""
+    import safetensors
+
+    import weightlift.compat.safetensors as ours
+
+    faces = {"weightlift": ours, "safetensors": safetensors}
+    both = {
+        side: {name: (repeats, call) for name, repeats, call in small_calls(face, small, large)}
+        for side, face in faces.items()
     }
-    return {side: {name: (repeats, call) for name, repeats, call in calls} for side, calls in found.items()}
+    for name in both["weightlift"]:
+        yield name, {side: partial(seconds, *both[side][name]) for side in faces}
+    has_all = hasattr(safetensors.safe_open(large, framework="pt"), "get_tensors")
+    for kind in KINDS:
+        for name in READS:
+            sides = faces if has_all or name != "get_tensors" else ("weightlift",)
+            yield f"{name}, {kind}", {side: partial(in_fresh_process, side, kind, name, str(large)) for side in sides}
 
 
 def seconds(repeats: int, call: Callable[[], Any]) -> float:
@@ -130,16 +151,14 @@ def seconds(repeats: int, call: Callable[[], Any]) -> float:
 
 def measure(small: Path, large: Path, rounds: int) -> list[dict[str, Any]]:
     """Every call through both faces, in turns."""
-    both = sides(small, large)
     results = []
-    for name in both["weightlift"]:
-        runs: dict[str, list[float]] = {side: [] for side in both}
+    for name, both in calls(small, large):
+        runs: dict[str, list[float]] = {side: [] for side in SIDES}
         for number in range(rounds + 1):
             for side in both if number % 2 else reversed(both):
-                if name in both[side]:
-                    taken = seconds(*both[side][name]) * 1e6
-                    # The first round brings everything into caches.
-                    runs[side] += [taken] if number else []
+                taken = both[side]() * 1e6
+                # The first round brings everything into caches.
+                runs[side] += [taken] if number else []
         results.append(judged(name, runs))
     return results
 
@@ -153,7 +172,7 @@ def judged(name: str, runs: dict[str, list[float]]) -> dict[str, Any]:
     if name in LIMIT_MICROSECONDS:
         most = result["at_most_microseconds"] = LIMIT_MICROSECONDS[name]
         result["reached"] = result["weightlift"]["median"] <= most
-    elif name.endswith(NO_SLOWER) and ratios:
+    elif name.endswith(KINDS) and ratios:
         result["at_most_ratio"] = SLACK
         result["reached"] = result["ratio"]["median"] <= SLACK
     return result
@@ -176,7 +195,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="rounds, each with both sides (default 7)")
     parser.add_argument("--size", type=int, default=LARGE_BYTES, help="bytes of the large file")
     parser.add_argument("--output", type=Path, default=RESULTS, help="the JSON file with the results")
+    parser.add_argument("--once", nargs=4, metavar=("SIDE", "KIND", "CALL", "FILE"), help=argparse.SUPPRESS)
     chosen = parser.parse_args()
+    if chosen.once:
+        side, kind, name, file = chosen.once
+        print(first_read(side, kind, name, Path(file)))
+        return
     from weightlift.testing import TensorSpec, llama_specs, write_checkpoint
 
     with tempfile.TemporaryDirectory(prefix="weightlift-calls-") as scratch:
