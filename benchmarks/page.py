@@ -161,6 +161,9 @@ KNOWN: Final[dict[str, Known]] = {
     "faults": Known(
         "Faults", "benchmarks/faults.py", "tests that make faults and hostile files", reliability_figures.part_of_faults
     ),
+    "pythons": Known(
+        "Other Pythons", "benchmarks/pythons.py", "the tests under other Pythons", reliability_figures.part_of_pythons
+    ),
     "endurance": Known(
         "Many loads in one process", "benchmarks/endurance.py", "what loads leave", page_parts.endurance
     ),

@@ -1,6 +1,6 @@
 """The figures of ``docs/reliability.md`` out of results files; ``page.py`` writes them, so that none is typed by hand.
 
-Knows the shapes of the results files of endurance, faults, fuzzing, hostile headers and mutation, and nothing of how
+Knows the shapes of the results files of endurance, faults, fuzzing, hostile headers, mutation and Pythons, and nothing of how
 they come about.
 """
 
@@ -222,6 +222,28 @@ def part_of_faults(result: Result) -> Part:
     return made
 
 
+def pythons(result: Result) -> str:
+    """Which Pythons ran the tests, the lock held or not, and how that ended."""
+    lines = [
+        (
+            escaped(name),
+            run["environment"]["date"][:10],
+            f"{run['passed']:,}",
+            f"{run['skipped']:,}",
+            len(run["failed"]),
+        )
+        for name, run in sorted(result.items())
+    ]
+    return table(("Python", "date", "passed", "skipped", "failed"), lines)
+
+
+def part_of_pythons(result: Result) -> Part:
+    """For the page of all figures: the same table."""
+    made = Part()
+    made.add(pythons(result))
+    return made
+
+
 def _belongs(test: str, name: str) -> bool:
     return test == name or test.partition("::")[0] == name
 
@@ -240,5 +262,6 @@ BLOCKS: Final[Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]]] = {
     "hostile": ("faults", hostile),
     "headers": ("hostile_headers", headers),
     "mutation": ("mutation", mutation),
+    "pythons": ("pythons", pythons),
 }
 """Every block of the page, with the results file that it shows."""

@@ -19,6 +19,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -206,13 +207,11 @@ def fixed_addresses() -> list[str]:
 
 def python_with(runtime: Path, sanitizer: Sanitizer, **more: str) -> list[str]:
     """A command that starts this interpreter with a sanitizer's runtime in it, and in nothing before it."""
-    variables = {
-        **sanitizer.environment,
-        "LD_PRELOAD": str(runtime),
-        # With the system's allocator Python's tables have red zones too, and the engine is given many of them.
-        "PYTHONMALLOC": "malloc",
-        **more,
-    }
+    variables = {**sanitizer.environment, "LD_PRELOAD": str(runtime), **more}
+    if not sysconfig.get_config_var("Py_GIL_DISABLED"):
+        # With the system's allocator Python's tables have red zones too, and the engine is given many of them. Without
+        # the interpreter lock Python has only its own.
+        variables["PYTHONMALLOC"] = "malloc"
     return [*fixed_addresses(), "env", *(f"{name}={value}" for name, value in variables.items()), sys.executable]
 
 

@@ -108,3 +108,14 @@ def test_faults_are_counted_by_kind_out_of_pytests_own_report(scripts: Path) -> 
     del tests["tests/trouble/test_two_at_once.py::test_any"]
     with pytest.raises(ValueError, match="knows no test trouble/test_two_at_once"):
         figures.faults(result)
+
+
+def test_pythons_stand_with_what_failed_under_them(scripts: Path) -> None:
+    figures, script = importlib.import_module("reliability_figures"), importlib.import_module("pythons")
+    cases = [Element("testcase", classname="tests.core", name=str(number)) for number in range(5)]
+    SubElement(cases[1], "skipped")
+    SubElement(cases[4], "failure")
+    run = script.counted(cases)
+    assert run == {"passed": 3, "skipped": 1, "failed": ["tests.core::4"]}
+    text = figures.pythons({"CPython 3.14.7, free-threaded": run | {"environment": {"date": "2026-01-02T03"}}})
+    assert "| CPython 3.14.7, free-threaded | 2026-01-02 | 3 | 1 | 1 |" in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -179,7 +180,9 @@ def test_a_tensor_of_eight_budgets_loads_within_one(tmp_path: Path, device: str,
     memory = state.report.host_memory
     assert sum(term.nbytes for term in memory.terms) <= memory.budget_bytes == 8 * MIB
     assert memory.staging_bytes <= 8 * MIB
-    assert memory.peak_anonymous_bytes is None or memory.peak_anonymous_bytes <= 8 * MIB + 2 * MIB
+    # The kernel's counters lag, and without the interpreter lock every thread of Python's has a heap of its own.
+    slack = 2 * MIB if getattr(sys, "_is_gil_enabled", lambda: True)() else 4 * MIB
+    assert memory.peak_anonymous_bytes is None or memory.peak_anonymous_bytes <= 8 * MIB + slack
     if device == "null":
         assert state == {}
         assert state.report.digests == {"embedding": tensor_digest(spec)}

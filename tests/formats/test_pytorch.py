@@ -264,6 +264,7 @@ def test_legacy_formats_are_refused_with_the_reason(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is not supported:DeprecationWarning")
 def test_a_program_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "script.pt"
     torch.jit.script(torch.nn.Linear(2, 2)).save(str(path))  # type: ignore[no-untyped-call]

@@ -195,7 +195,9 @@ class CallCountdown(Countdown):
 
 
 # A generator that is just being closed is entered, too; what is raised there reaches nobody, and Python says so.
-@pytest.mark.filterwarnings("ignore:Exception ignored in. <generator:pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings(
+    "ignore:Exception ignored (in.|while closing generator) <generator:pytest.PytestUnraisableExceptionWarning"
+)
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("cache", ["keep", "drop"])
 @pytest.mark.parametrize("way", WAYS)
