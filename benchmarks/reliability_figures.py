@@ -1,7 +1,7 @@
 """The figures of ``docs/reliability.md`` out of results files; ``page.py`` writes them, so that none is typed by hand.
 
-Knows the shapes of the results files of endurance, faults, fuzzing, hostile headers, mutation and Pythons, and nothing of how
-they come about.
+Knows the shapes of the results files of endurance, faults, fuzzing, hostile headers, mutation and Pythons, and nothing
+of how they come about.
 """
 
 from __future__ import annotations
