@@ -57,6 +57,8 @@ SUITES: Final[dict[str, Suite]] = {
         modules=("formats/__init__.py", "formats/files.py", "formats/folder.py", "formats/index_file.py"),
         tests=(
             "tests/formats/test_folders.py",
+            "tests/formats/test_folder_details.py",
+            "tests/formats/test_what_the_system_refuses.py",
             "tests/formats/test_hostile_files.py",
             "tests/formats/test_description.py",
             "tests/formats/test_refusal_words.py",
