@@ -49,6 +49,8 @@ SUITES: Final[dict[str, Suite]] = {
             "tests/formats/test_differential.py",
             "tests/formats/test_values.py",
             "tests/formats/test_description.py",
+            "tests/formats/test_header_work.py",
+            "tests/formats/test_rules_apart.py",
             "tests/formats/test_refusal_words.py",
         ),
         sample=250,
@@ -80,6 +82,8 @@ SUITES: Final[dict[str, Suite]] = {
         tests=(
             "tests/formats/test_pytorch.py",
             "tests/formats/test_pytorch_hostile.py",
+            "tests/formats/test_zip_directory.py",
+            "tests/formats/test_rules_apart.py",
             "tests/formats/test_refusal_words.py",
         ),
         sample=250,
