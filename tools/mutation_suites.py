@@ -49,6 +49,7 @@ SUITES: Final[dict[str, Suite]] = {
             "tests/formats/test_differential.py",
             "tests/formats/test_values.py",
             "tests/formats/test_description.py",
+            "tests/formats/test_header_details.py",
             "tests/formats/test_header_work.py",
             "tests/formats/test_rules_apart.py",
             "tests/formats/test_refusal_words.py",
@@ -82,6 +83,7 @@ SUITES: Final[dict[str, Suite]] = {
         tests=(
             "tests/formats/test_pytorch.py",
             "tests/formats/test_pytorch_hostile.py",
+            "tests/formats/test_pytorch_details.py",
             "tests/formats/test_zip_directory.py",
             "tests/formats/test_rules_apart.py",
             "tests/formats/test_refusal_words.py",
