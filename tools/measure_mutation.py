@@ -80,7 +80,9 @@ def run(folder: Path, processes: int, mutants: list[str]) -> None:
     # into a folder on its path that was not there when it started.
     mutated = folder / "mutants" / "src"
     mutated.mkdir(parents=True, exist_ok=True)
-    environment = os.environ | {"PYTHONPATH": str(mutated)}
+    # A mutant's tests run in a fork of a process that has run them all, without its threads: a second thread of OpenMP
+    # would be waited for in vain, and what hangs so counts as noticed.
+    environment = os.environ | {"PYTHONPATH": str(mutated), "OMP_NUM_THREADS": "1"}
     words = [sys.executable, "-m", "mutmut", "run", "--max-children", str(processes), *mutants]
     # Mutants that are not there end it by an exception, once everything is ready for those that are.
     errors = subprocess.DEVNULL if mutants == [NO_MUTANT] else None
