@@ -49,6 +49,7 @@ SUITES: Final[dict[str, Suite]] = {
             "tests/formats/test_differential.py",
             "tests/formats/test_values.py",
             "tests/formats/test_description.py",
+            "tests/formats/test_columns.py",
             "tests/formats/test_header_details.py",
             "tests/formats/test_header_work.py",
             "tests/formats/test_rules_apart.py",
