@@ -34,6 +34,9 @@ NO_MUTANT: Final = "no.such.mutant"
 TIMEOUT_FACTOR: Final = 6.0
 """A mutant's tests may take so many times as long as they take without it, and as many seconds more."""
 
+EXAMPLES: Final = 100
+"""How many headers the comparison with the reference parser tries per test: more would find no less."""
+
 KINDS: Final = ("killed", "timeout", "survived", "no_tests")
 """How the tests of a mutant can end. The first two notice it."""
 
@@ -82,7 +85,11 @@ def run(folder: Path, processes: int, mutants: list[str]) -> None:
     mutated.mkdir(parents=True, exist_ok=True)
     # A mutant's tests run in a fork of a process that has run them all, without its threads: a second thread of OpenMP
     # would be waited for in vain, and what hangs so counts as noticed.
-    environment = os.environ | {"PYTHONPATH": str(mutated), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": str(mutated),
+        "OMP_NUM_THREADS": "1",
+        "WEIGHTLIFT_TEST_EXAMPLES": str(EXAMPLES),
+    }
     words = [sys.executable, "-m", "mutmut", "run", "--max-children", str(processes), *mutants]
     # Mutants that are not there end it by an exception, once everything is ready for those that are.
     errors = subprocess.DEVNULL if mutants == [NO_MUTANT] else None

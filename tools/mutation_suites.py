@@ -51,7 +51,6 @@ SUITES: Final[dict[str, Suite]] = {
             "tests/formats/test_description.py",
             "tests/formats/test_columns.py",
             "tests/formats/test_header_details.py",
-            "tests/formats/test_header_work.py",
             "tests/formats/test_rules_apart.py",
             "tests/formats/test_refusal_words.py",
         ),
