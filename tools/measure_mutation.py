@@ -68,7 +68,10 @@ def prepare(name: str) -> Path:
         "source_paths": ["src"],
         "only_mutate": [f"src/weightlift/{module}" for module in suite.modules],
         "pytest_add_cli_args_test_selection": list(suite.tests),
-        "pytest_add_cli_args": ["-p", "no:cacheprovider", "--hypothesis-seed=0"],
+        "pytest_add_cli_args": [
+            *("-p", "no:cacheprovider", "--hypothesis-seed=0"),
+            *(f"--deselect={test}" for test in suite.left_out),
+        ],
         "timeout_multiplier": TIMEOUT_FACTOR,
     }
     lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
@@ -147,6 +150,7 @@ def measure(name: str, processes: int, sample: int, seed: int) -> dict[str, Any]
         "mutmut": importlib.metadata.version("mutmut"),
         "modules": list(SUITES[name].modules),
         "tests": list(SUITES[name].tests),
+        "left_out": list(SUITES[name].left_out),
         "sample": {"mutants": len(chosen), "seed": seed} if chosen else None,
         "minutes": round((time.monotonic() - begin) / 60, 1),
         **collect(folder),
