@@ -156,3 +156,10 @@ def test_a_part_alone_that_says_nonsense_is_named(tmp_path: Path, key: str, valu
         describe(path)
     assert caught.value.message == f"{path}: {shown}"
     assert caught.value.path == path
+
+
+def test_an_empty_text_may_be_the_last_thing_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    for texts in ([""], ["a", ""], ["", "", ""]):
+        path.write_bytes(gguf_file([], [entry("key", ARRAY, (STRING, texts))], data=0, alignment=1))
+        assert describe(path).shards[0].metadata["key"] == texts
