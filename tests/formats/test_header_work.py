@@ -112,9 +112,9 @@ def test_without_the_library_usual_forms_take_less_work_than_others(monkeypatch:
 @pytest.mark.parametrize("form", METADATA.values(), ids=METADATA.keys())
 def test_without_the_library_texts_take_less_than_a_step_each(monkeypatch: pytest.MonkeyPatch, form: str) -> None:
     monkeypatch.setattr(compiled, "library", lambda: None)
-    header = metadata(form)(2000)
+    header = metadata(form)(20_000)
     scan(header, path="x", rules=HeaderRules.REFERENCE)
-    assert steps(lambda: scan(header, path="x", rules=HeaderRules.REFERENCE)) < 2000
+    assert steps(lambda: scan(header, path="x", rules=HeaderRules.REFERENCE)) < 20_000
 
 
 @pytest.mark.native
