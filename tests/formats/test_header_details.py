@@ -195,3 +195,12 @@ def test_a_shape_that_overflows_before_its_zero_is_refused_though_it_takes_no_by
         parse_header(header, path=Path("file"), file_size=len(header) + 8)
     header = header.replace(b"[9223372036854775808,2,0]", b"[0,9223372036854775808,2]")
     assert len(parse_header(header, path=Path("file"), file_size=len(header) + 8).columns) == 1
+
+
+@pytest.mark.parametrize("length", [6, 7, 8, 9, 10])
+def test_a_size_that_is_wrong_by_little_is_refused(length: int) -> None:
+    """A byte has eight bits: of nine elements of one byte, eight bytes do not pass for seventy-two bits."""
+    wanted = length + 1
+    header = f'{{"a":{{"dtype":"U8","shape":[{wanted}],"data_offsets":[0,{length}]}}}}'.encode()
+    with pytest.raises(HeaderError, match=f"{wanted} bytes, but its data_offsets span {length}\nhint"):
+        parse_header(header, path=Path("file"), file_size=len(header) + 8 + length)
