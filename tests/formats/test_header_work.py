@@ -117,6 +117,23 @@ def test_without_the_library_texts_take_less_than_a_step_each(monkeypatch: pytes
     assert steps(lambda: scan(header, path="x", rules=HeaderRules.REFERENCE)) < 20_000
 
 
+def test_without_the_library_unknown_fields_take_less_than_a_step_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "library", lambda: None)
+    fields = '"x":1,' * 20_000
+    header = (r'{"a":{%s"shape":[0],"data_offsets":[0,0],"dtyp\u0065":"U8"}}' % fields).encode()  # noqa: UP031
+    scan(header, path="x", rules=HeaderRules.REFERENCE)
+    assert steps(lambda: scan(header, path="x", rules=HeaderRules.REFERENCE)) < 20_000
+
+
+@pytest.mark.native
+def test_with_the_library_tensors_take_less_than_a_step_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = compiled.Values(library_path())
+    monkeypatch.setattr(compiled, "library", lambda: values)
+    header = HEADERS["lists"](20_000)
+    scan(header, path="x", rules=HeaderRules.REFERENCE)
+    assert steps(lambda: scan(header, path="x", rules=HeaderRules.REFERENCE)) < 20_000
+
+
 @pytest.mark.native
 @pytest.mark.parametrize("make", HEADERS.values(), ids=HEADERS.keys())
 def test_an_error_at_the_end_is_found_as_quickly(monkeypatch: pytest.MonkeyPatch, make: Callable[[int], bytes]) -> None:
