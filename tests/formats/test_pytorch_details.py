@@ -361,3 +361,30 @@ def test_entries_that_reach_to_the_end_of_the_file_and_beyond(tmp_path: Path) ->
         expected = elsewhere if offset == size - 30 else beyond
         assert caught.value.message == f"{path}: the data of 'a' ('m/data/0') {expected}"
         assert (caught.value.tensor, caught.value.hint) == ("a", DAMAGED)
+
+
+def test_an_entry_whose_name_would_reach_beyond_the_end_of_the_file(tmp_path: Path) -> None:
+    """What stands before an entry is the last thing in the file, in the comment of the archive."""
+    size = len(HOSTILE["GOOD"])
+    content = bytearray(HOSTILE["directory_field"](42, "<I", size))
+    struct.pack_into("<H", content, content.rfind(b"PK\5\6") + 20, 30)
+    with pytest.raises(HeaderError) as caught:
+        described(tmp_path, bytes(content) + HOSTILE["_local"](b"m/data/0")[:30])
+    assert caught.value.message == (
+        f"{tmp_path / 'model.bin'}: the data of 'a' ('m/data/0') is not at byte {size}, where the directory says"
+    )
+    struct.pack_into("<H", content, content.rfind(b"PK\5\6") + 20, 38)
+    with pytest.raises(TruncatedFileError, match=f"takes 16 bytes from byte {size + 38}; the file has {size + 38} "):
+        described(tmp_path, bytes(content) + HOSTILE["_local"](b"m/data/0"))
+
+
+def test_a_pickle_that_is_too_long_says_what_to_do(tmp_path: Path) -> None:
+    nbytes = (64 << 20) + 1
+    content = HOSTILE["directory_field"](20, "<Q", nbytes | nbytes << 32, b"m/data.pkl")
+    with pytest.raises(HeaderError) as caught:
+        described(tmp_path, content)
+    assert caught.value.hint == "tensors belong beside the pickle: save them as tensors, not as lists"
+    assert caught.value.path == tmp_path / "model.bin"
+    nbytes -= 1
+    with pytest.raises(TruncatedFileError, match="takes 67,108,864 bytes"):
+        described(tmp_path, HOSTILE["directory_field"](20, "<Q", nbytes | nbytes << 32, b"m/data.pkl"))
