@@ -49,6 +49,10 @@ def test_a_value_of_a_file_that_was_changed_says_what_to_do(tmp_path: Path) -> N
     with pytest.raises(FileChangedError) as caught:
         metadata["k"]
     assert caught.value.hint == "open the checkpoint again"
+    assert caught.value.path == path
+    assert caught.value.message == (
+        f"{path}: the file was changed since its header was read, so that the value of 'k' is no longer where it was"
+    )
 
 
 def test_bytes_that_are_not_utf_8_come_back_from_the_file_as_they_were(tmp_path: Path) -> None:
