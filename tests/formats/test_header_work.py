@@ -100,6 +100,40 @@ def test_without_the_library_work_grows_with_the_header(
     assert steps(lambda: read(many)) < 10.5 * steps(lambda: read(few)) + STEPS_BESIDE
 
 
+@pytest.mark.parametrize("name", ["lists", "types in objects", "blanks", "ordinary of one name"])
+def test_without_the_library_usual_forms_take_less_work_than_others(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(compiled, "library", lambda: None)
+    usual, other = HEADERS[name](300), HEADERS["another order"](300)
+    rules = HeaderRules.REFERENCE
+    scan(usual, path="x", rules=rules)
+    assert 2 * steps(lambda: scan(usual, path="x", rules=rules)) < steps(lambda: scan(other, path="x", rules=rules))
+
+
+@pytest.mark.parametrize("form", METADATA.values(), ids=METADATA.keys())
+def test_without_the_library_texts_take_less_than_a_step_each(monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    monkeypatch.setattr(compiled, "library", lambda: None)
+    header = metadata(form)(20_000)
+    scan(header, path="x", rules=HeaderRules.REFERENCE)
+    assert steps(lambda: scan(header, path="x", rules=HeaderRules.REFERENCE)) < 20_000
+
+
+def test_without_the_library_unknown_fields_take_less_than_a_step_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "library", lambda: None)
+    fields = '"x":1,' * 20_000
+    header = (r'{"a":{%s"shape":[0],"data_offsets":[0,0],"dtyp\u0065":"U8"}}' % fields).encode()  # noqa: UP031
+    scan(header, path="x", rules=HeaderRules.REFERENCE)
+    assert steps(lambda: scan(header, path="x", rules=HeaderRules.REFERENCE)) < 20_000
+
+
+@pytest.mark.native
+def test_with_the_library_tensors_take_less_than_a_step_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = compiled.Values(library_path())
+    monkeypatch.setattr(compiled, "library", lambda: values)
+    header = HEADERS["lists"](20_000)
+    scan(header, path="x", rules=HeaderRules.REFERENCE)
+    assert steps(lambda: scan(header, path="x", rules=HeaderRules.REFERENCE)) < 20_000
+
+
 @pytest.mark.native
 @pytest.mark.parametrize("make", HEADERS.values(), ids=HEADERS.keys())
 def test_an_error_at_the_end_is_found_as_quickly(monkeypatch: pytest.MonkeyPatch, make: Callable[[int], bytes]) -> None:

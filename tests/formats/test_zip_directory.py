@@ -43,11 +43,20 @@ def ended(directory: bytes, *, count: int, disk: int = 0, size: int | None = Non
     return directory + struct.pack("<4s4H2LH", b"PK\x05\x06", *numbers) + comment
 
 
-def ended_in_64_bits(directory: bytes, *, count: int, at: int | None = None, magic: bytes = b"PK\x06\x06") -> bytes:
-    """The same as archives of more than 4 GiB or 65,535 entries have it."""
-    end = struct.pack("<4sQ2H2L4Q", magic, 44, 45, 45, 0, 0, count, count, len(directory), 0)
+def ended_in_64_bits(
+    directory: bytes,
+    *,
+    count: int,
+    size: int | None = None,
+    at: int | None = None,
+    magic: bytes = b"PK\x06\x06",
+    short: tuple[int, int] = (UINT16, UINT32),
+) -> bytes:
+    """The same as archives of more than 4 GiB or 65,535 entries have it; ``short`` is said in 16 and 32 bits."""
+    nbytes = len(directory) if size is None else size
+    end = struct.pack("<4sQ2H2L4Q", magic, 44, 45, 45, 0, 0, count, count, nbytes, 0)
     locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, len(directory) if at is None else at, 1)
-    return directory + end + locator + ended(b"", count=UINT16, size=UINT32)
+    return directory + end + locator + ended(b"", count=short[0], size=short[1])
 
 
 def test_the_directory_is_what_zipfile_wrote(tmp_path: Path) -> None:
@@ -111,7 +120,7 @@ def test_the_largest_numbers_of_32_bits_may_be_meant(tmp_path: Path) -> None:
 
 
 def test_a_part_of_an_archive_of_several(tmp_path: Path) -> None:
-    with pytest.raises(NotACheckpointError, match=r"part 3 of a zip archive of several\nhint: join the parts"):
+    with pytest.raises(NotACheckpointError, match=r"model\.pt: part 3 of a zip archive of several\nhint: join"):
         read(tmp_path, ended(entry("a"), count=1, disk=2))
 
 
@@ -140,3 +149,31 @@ def test_sizes_that_differ_though_nothing_is_compressed(tmp_path: Path) -> None:
 def test_a_file_without_an_end(tmp_path: Path) -> None:
     with pytest.raises(TruncatedFileError, match="no directory at its end"):
         read(tmp_path, entry("a"))
+
+
+def test_numbers_of_64_bits_count_where_one_of_the_short_ones_has_no_room(tmp_path: Path) -> None:
+    directory = entry("a") + entry("b", offset=3)
+    for short in ((UINT16, UINT32), (UINT16, 7), (7, UINT32)):
+        assert list(read(tmp_path, ended_in_64_bits(directory, count=2, short=short))) == ["a", "b"]
+    assert list(read(tmp_path, ended_in_64_bits(directory, count=2, short=(1, len(entry("a")))))) == ["a"]
+
+
+def test_a_directory_of_as_many_entries_and_bytes_as_are_read(tmp_path: Path) -> None:
+    """These are beyond the end of the file, which is looked at next."""
+    path, entries_max, bytes_max = tmp_path / "model.pt", 1 << 20, 128 << 20
+    for count, size, is_read in (
+        (entries_max, 46 * entries_max, True),
+        (entries_max, 46 * entries_max - 1, False),
+        (entries_max + 1, bytes_max, False),
+        (1, bytes_max, True),
+        (1, bytes_max + 1, False),
+    ):
+        with pytest.raises(HeaderError) as caught:
+            read(tmp_path, ended_in_64_bits(entry("a"), count=count, size=size))
+        beyond = f"its directory of {size:,} bytes at byte 0 is beyond the end of the file"
+        never = f"its directory has {count:,} entries in {size:,} bytes, which is beyond what is read or possible"
+        assert caught.value.message == f"{path}: {beyond if is_read else never}"
+
+
+def test_an_entry_without_a_name(tmp_path: Path) -> None:
+    assert list(read(tmp_path, ended(entry(""), count=1))) == [""]
