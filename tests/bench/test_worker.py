@@ -53,6 +53,19 @@ class TestTalk:
         with pytest.raises(ProcessLookupError):
             os.kill(process_id, 0)
 
+    def test_an_interrupt_before_it_is_used_ends_it(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        started: list[int] = []
+
+        def interrupt(worker: Worker, _: Any) -> None:
+            started.append(worker.process_id)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(Worker, "say", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            Worker(request(path), {})
+        with pytest.raises(ProcessLookupError):
+            os.kill(started[0], 0)
+
     def test_an_error_comes_with_its_class_and_hint(self, tmp_path: Path) -> None:
         with Worker(request(tmp_path / "nothing"), {}) as worker:
             worker.hear("ready", SECONDS)

@@ -77,8 +77,13 @@ class Worker:
         )
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, name="weightlift-bench", daemon=True)
-        self._reader.start()
-        self.say(dict(request))
+        try:
+            self._reader.start()
+            self.say(dict(request))
+        except BaseException:
+            # Ctrl-C, before any `with` block knows of the process.
+            self.__exit__()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -91,7 +96,8 @@ class Worker:
         except subprocess.TimeoutExpired:
             # One that hangs inside a driver or a dead file system cannot be killed; it is left behind.
             return
-        self._reader.join()
+        if self._reader.ident is not None:
+            self._reader.join()
         for stream in (self._process.stdin, self._process.stdout):
             assert stream is not None
             with contextlib.suppress(OSError):
