@@ -45,6 +45,8 @@ def run_probes(probes: Sequence[Probe]) -> list[int]:
 
 
 def _ask(probe: Probe) -> int:
+    if probe.address and not hasattr(os, "preadv"):
+        return -errno.ENOSYS
     try:
         if probe.address:
             buffer = (ctypes.c_ubyte * probe.length).from_address(probe.address)
