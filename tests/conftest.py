@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
+from taken_away import take_away
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +25,11 @@ pytest.register_assert_rewrite(
     "weightlift.testing.target_conformance",
     "weightlift.testing.trace_conformance",
 )
+
+MISSING = frozenset(filter(None, os.environ.get("WEIGHTLIFT_TEST_WITHOUT", "").split(",")))
+"""What this run has to do without: names of parts of Linux, see ``taken_away``. Other conftests import weightlift."""
+if MISSING:
+    take_away(sorted(MISSING))
 
 # How long an example takes depends on the machine, and no test judges time.
 hypothesis.settings.register_profile("weightlift", deadline=None, print_blob=True)
@@ -94,6 +100,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Skip what this machine cannot run, with the reason; each machine is asked once, and only if a test needs it."""
     reasons: dict[str, str | None] = {"slow": None if config.getoption("--slow") else "slow; give --slow to run it"}
     for item in items:
+        needed = {part for mark in item.iter_markers("needs") for part in mark.args}
+        if needed & MISSING:
+            item.add_marker(pytest.mark.skip(reason=f"needs what was taken away: {', '.join(needed & MISSING)}"))
         for mark in {mark.name for mark in item.iter_markers()} & (_REASONS.keys() | {"slow"}):
             if mark not in reasons:
                 reasons[mark] = _REASONS[mark]()

@@ -166,6 +166,7 @@ def test_a_touch_reads_twice_as_far_as_the_device_reads_ahead(tmp_path: Path) ->
 
 
 @linux_only
+@pytest.mark.needs("proc")
 def test_writing_to_a_page_takes_memory_for_that_page_alone(checkpoint: Path, map_it: Map) -> None:
     before, start = checkpoint.read_bytes(), process_memory()
     mapping = map_it(keep=True)

@@ -95,6 +95,7 @@ def test_alignment_is_at_most_a_page(description: Description) -> None:
         assert PAGE_BYTES % shards.sources[0].offset_alignment == 0
 
 
+@pytest.mark.needs("preadv")
 @pytest.mark.parametrize("want_direct", [True, False])
 def test_all_shards_are_asked_in_one_go(tmp_path: Path, *, want_direct: bool) -> None:
     specs = [TensorSpec(f"t{n}", "U8", (40 << 20,)) for n in range(3)]

@@ -30,7 +30,10 @@ from weightlift.units import MIB
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="shows what the Linux kernel does")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="shows what the Linux kernel does"),
+    pytest.mark.needs("proc"),
+]
 
 SIZE: Final = 64 * MIB
 SLACK: Final = 4 * MIB

@@ -90,6 +90,7 @@ def test_at_the_end_of_memory_the_load_ends_with_the_numbers(
     assert caught.value.hint
 
 
+@pytest.mark.needs("proc")
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_look_that_comes_late_does_no_harm(tmp_path: Path, left: Callable[[int, int], None], engine: str) -> None:
     path = write_checkpoint(tmp_path / "model.safetensors", [TensorSpec("x", "U8", (1 << 28,))], sparse=True)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from taken_away import PARTS
 
 from weightlift.testing import TensorSpec, tensor_digest, write_checkpoint
 
@@ -16,39 +18,12 @@ if TYPE_CHECKING:
 
 SPECS = [TensorSpec(f"layer.{n}", "F32", (64, 1000)) for n in range(6)]
 
-# What a process loses. /proc and control groups are lost through the calls that open files, the system calls without
-# a wrapper in `os` through the functions of weightlift that make them.
 CHILD = """
-import builtins, json, os, pathlib, sys
-taken = sys.argv[2].split(",")
-for name in ("preadv", "posix_fadvise", "O_DIRECT"):
-    if name in taken and hasattr(os, name):
-        delattr(os, name)
-if "engine" in taken:
-    os.environ["WEIGHTLIFT_ENGINE_LIBRARY"] = "/nonexistent/library.so"
-hidden = tuple(root for name, root in (("proc", "/proc"), ("groups", "/sys/fs/cgroup")) if name in taken)
-
-def hide(original):
-    def guarded(path, *arguments, **keywords):
-        if isinstance(path, (str, os.PathLike)) and hidden and os.fspath(path).startswith(hidden):
-            raise FileNotFoundError(2, "taken away", os.fspath(path))
-        return original(path, *arguments, **keywords)
-    return guarded
-
-if hidden:
-    for module, names in ((os, ("open", "listdir", "readlink", "stat", "scandir")), (builtins, ("open",))):
-        for name in names:
-            setattr(module, name, hide(getattr(module, name)))
-    import io
-    io.open = builtins.open
-
+import json, sys
+from taken_away import take_away
+take_away([part for part in sys.argv[2].split(",") if part != "nothing"])
 import numpy, xxhash
 import weightlift as wl
-from weightlift.host import kernel
-if "cachestat" in taken:
-    kernel.cachestat = lambda *arguments, **keywords: None
-if "statx" in taken:
-    kernel.statx_direct_alignment = lambda *arguments, **keywords: None
 
 found = {}
 for method in ("auto", "direct", "buffered", "mmap"):
@@ -64,14 +39,14 @@ for method in ("auto", "direct", "buffered", "mmap"):
     }
 print(json.dumps(found))
 """
-PARTS = ["preadv", "posix_fadvise", "O_DIRECT", "cachestat", "statx", "proc", "groups", "engine"]
 
 
 @pytest.mark.parametrize("taken", ["nothing", *PARTS, ",".join(PARTS)])
 def test_every_method_loads_the_same_bytes_without(tmp_path: Path, taken: str) -> None:
     path = write_checkpoint(tmp_path / "model.safetensors", SPECS)
     command = [sys.executable, "-c", CHILD, str(path), taken]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     expected = {spec.name: tensor_digest(spec) for spec in SPECS}
