@@ -164,6 +164,12 @@ KNOWN: Final[dict[str, Known]] = {
     "pythons": Known(
         "Other Pythons", "benchmarks/pythons.py", "the tests under other Pythons", reliability_figures.part_of_pythons
     ),
+    "portability": Known(
+        "Without parts of Linux",
+        "benchmarks/portability.py",
+        "the unit tests while something is missing",
+        reliability_figures.part_of_portability,
+    ),
     "endurance": Known(
         "Many loads in one process", "benchmarks/endurance.py", "what loads leave", page_parts.endurance
     ),

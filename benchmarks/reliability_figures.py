@@ -1,7 +1,7 @@
 """The figures of ``docs/reliability.md`` out of results files; ``page.py`` writes them, so that none is typed by hand.
 
-Knows the shapes of the results files of endurance, faults, fuzzing, hostile headers, mutation and Pythons, and nothing
-of how they come about.
+Knows the shapes of the results files of endurance, faults, fuzzing, hostile headers, mutation, Pythons and
+portability, and nothing of how they come about.
 """
 
 from __future__ import annotations
@@ -222,8 +222,7 @@ def part_of_faults(result: Result) -> Part:
     return made
 
 
-def pythons(result: Result) -> str:
-    """Which Pythons ran the tests, the lock held or not, and how that ended."""
+def _endings(head: str, runs: Mapping[str, Any]) -> str:
     lines = [
         (
             escaped(name),
@@ -232,16 +231,33 @@ def pythons(result: Result) -> str:
             f"{run['skipped']:,}",
             len(run["failed"]),
         )
-        for name, run in sorted(result.items())
+        for name, run in sorted(runs.items())
     ]
-    return table(("Python", "date", "passed", "skipped", "failed"), lines)
+    return table((head, "date", "passed", "skipped", "failed"), lines)
 
 
-def part_of_pythons(result: Result) -> Part:
+def pythons(result: Result) -> str:
+    """Which Pythons ran the tests, and how that ended."""
+    return _endings("Python", result)
+
+
+def portability(result: Result) -> str:
+    """How the unit tests ended without each part of Linux."""
+    return _endings("taken away", result)
+
+
+def _alone(render: Callable[[Result], str]) -> Callable[[Result], Part]:
     """For the page of all figures: the same table."""
-    made = Part()
-    made.add(pythons(result))
-    return made
+
+    def part(result: Result) -> Part:
+        made = Part()
+        made.add(render(result))
+        return made
+
+    return part
+
+
+part_of_pythons, part_of_portability = _alone(pythons), _alone(portability)
 
 
 def _belongs(test: str, name: str) -> bool:
@@ -263,5 +279,6 @@ BLOCKS: Final[Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]]] = {
     "headers": ("hostile_headers", headers),
     "mutation": ("mutation", mutation),
     "pythons": ("pythons", pythons),
+    "portability": ("portability", portability),
 }
 """Every block of the page, with the results file that it shows."""

@@ -119,3 +119,5 @@ def test_pythons_stand_with_what_failed_under_them(scripts: Path) -> None:
     assert run == {"passed": 3, "skipped": 1, "failed": ["tests.core::4"]}
     text = figures.pythons({"CPython 3.14.7, free-threaded": run | {"environment": {"date": "2026-01-02T03"}}})
     assert "| CPython 3.14.7, free-threaded | 2026-01-02 | 3 | 1 | 1 |" in text
+    text = figures.portability({"statx": run | {"environment": {"date": "2026-01-02T03"}}})
+    assert "| statx | 2026-01-02 | 3 | 1 | 1 |" in text
