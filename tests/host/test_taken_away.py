@@ -35,7 +35,7 @@ for method in ("auto", "direct", "buffered", "mmap"):
     found[method] = {
         "digests": {name: xxhash.xxh3_128_hexdigest(tensor.tobytes()) for name, tensor in state.items()},
         "engine": state.report.engine, "used": dict(state.report.method_used), "reason": state.report.reason,
-        "cached": state.report.page_cache_before_bytes,
+        "cached": state.report.page_cache_before_bytes, "peak": state.report.host_memory.peak_anonymous_bytes,
     }
 print(json.dumps(found))
 """
@@ -59,5 +59,7 @@ def test_every_method_loads_the_same_bytes_without(tmp_path: Path, taken: str) -
         assert method == "mmap" or load["reason"], method
     if "O_DIRECT" in taken and "error" not in found["direct"]:
         assert not found["direct"]["used"].get("direct"), found["direct"]
+    if sys.platform == "linux":
+        assert (found["buffered"]["peak"] is None) == ("proc" in taken)
     if "engine" in taken:
         assert {found[method]["engine"] for method in ("auto", "buffered")} == {"python"}
