@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+pytestmark = pytest.mark.needs("posix_fadvise", "cachestat")
+
 SPECS = [TensorSpec(f"layer.{n}", "BF16", (6, MIB + 12345)) for n in range(4)]
 ENGINES = [pytest.param("native", marks=pytest.mark.native), "python"]
 

@@ -134,6 +134,7 @@ def test_the_cache_policy_of_a_load_decides_about_large_units(
 
 
 @linux_only
+@pytest.mark.needs("cachestat")
 @pytest.mark.parametrize("keep", [True, False])
 def test_nothing_is_read_before_it_is_touched(checkpoint: Path, descriptor: int, *, keep: bool) -> None:
     description = describe(checkpoint)
@@ -145,6 +146,7 @@ def test_nothing_is_read_before_it_is_touched(checkpoint: Path, descriptor: int,
 
 
 @linux_only
+@pytest.mark.needs("cachestat", "posix_fadvise")
 def test_a_touch_reads_twice_as_far_as_the_device_reads_ahead(tmp_path: Path) -> None:
     device = tmp_path.stat().st_dev
     setting = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/bdi/read_ahead_kb")

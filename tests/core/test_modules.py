@@ -48,7 +48,7 @@ def _same(module: torch.nn.Module, state: dict[str, torch.Tensor]) -> bool:
     return all(tensor.equal(state[name].to(tensor.dtype)) for name, tensor in module.state_dict().items())
 
 
-@pytest.mark.parametrize("engine", ["native", "python"])
+@pytest.mark.parametrize("engine", [pytest.param("native", marks=pytest.mark.native), "python"])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_parameters_are_filled_where_they_are(saved: Any, engine: str, method: str, dtype: torch.dtype) -> None:

@@ -25,7 +25,7 @@ SPECS = [
     TensorSpec("scalar", "F64", ()),
     *[TensorSpec(f"layer.{n}", "U8", (3 * MIB + n,)) for n in range(6)],
 ]
-ENGINES = ("native", "python")
+ENGINES = [pytest.param("native", marks=pytest.mark.native), "python"]
 
 
 @pytest.fixture

@@ -100,6 +100,7 @@ class TestNativeEngineOnDevices(DeviceConformance):
         assert (failure.offset, failure.length) == (CHUNK, CHUNK)
 
 
+@pytest.mark.needs("preadv", "cachestat")
 @pytest.mark.native
 def test_many_probes_have_the_answers_of_one_by_one(tmp_path: Path) -> None:
     path = tmp_path / "file"

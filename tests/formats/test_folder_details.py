@@ -127,6 +127,7 @@ def test_web_pages_are_told_by_how_they_begin(tmp_path: Path, start: str) -> Non
         describe(path)
 
 
+@pytest.mark.needs("proc")
 @pytest.mark.skipif(not hasattr(os, "eventfd"), reason="needs a file of no kind")
 def test_a_file_of_no_kind_is_refused() -> None:
     """What counts events has a descriptor and a name, and its status says that it is nothing known."""

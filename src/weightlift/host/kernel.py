@@ -290,7 +290,7 @@ def advise_dont_need(fd: int, offset: int, length: int) -> None:
     Raises:
         OSError: the descriptor is not a file's.
     """
-    if sys.platform == "linux":
+    if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
 
 
