@@ -77,6 +77,7 @@ def test_detached_shards_outlive_the_block(description: Description, tmp_path: P
             os.fstat(descriptor)
 
 
+@pytest.mark.needs("O_DIRECT")
 def test_too_many_open_files_is_a_read_error_with_a_hint(description: Description, tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with nothing_left_behind(tmp_path):
