@@ -198,10 +198,11 @@ class TensorStream:
     def _submit(self) -> None:
         """Hand units to the engine until the window is full or a finished one waits."""
         while self._pending:
-            # What has landed counts as finished only once its events are taken, so both are looked at together.
+            # What has landed by now has its events waiting; what lands later is no reason to submit more before those
+            # are taken, or a unit would be finished and nobody know.
+            in_flight = self._submitted_bytes - self._transfer.landed_bytes()
             self._take_events(wait=False)
             finished_waits = any(unit.left == 0 for unit in self._flying)
-            in_flight = self._submitted_bytes - self._transfer.landed_bytes()
             if self._flying and (finished_waits or in_flight >= self._window_bytes):
                 return
             rows = self._pending.popleft()

@@ -78,8 +78,9 @@ def test_reading_pauses_while_a_finished_tensor_waits(tmp_path: Path, engine: st
         assert running is not None
         while transfer.landed_bytes() < running.counters().claimed_bytes:
             running.poll(0.01)
-        # One tensor is the consumer's, one waits, and what was in flight when it finished is under the window.
-        assert transfer.landed_bytes() <= (2 + 2) * 16 * MIB
+        # One tensor is the consumer's, one waits, one may have landed but for a part that a worker held up, and what
+        # was in flight when the first finished was under the window of two before the last was added to it.
+        assert transfer.landed_bytes() <= (3 + 2 + 1) * 16 * MIB
         assert transfer.landed_bytes() < sum(spec.nbytes for spec in specs) // 2
 
 
