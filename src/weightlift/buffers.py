@@ -7,11 +7,14 @@ though the rest of the region lives on. Nothing in a region is ever used twice.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import sys
+import threading
 import weakref
-from typing import TYPE_CHECKING, Final
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final
 
 from weightlift.device_operations import SlotMemory
 from weightlift.errors import InsufficientMemoryError
@@ -24,6 +27,12 @@ LeaseBuffer = ctypes.Array[ctypes.c_ubyte]
 """A writable buffer over one lease; whoever holds it (or a view of it) keeps the memory alive."""
 
 _HUGE_PAGE_BYTES: Final = 2 << 20
+
+_ARENA_REGION_BYTES: Final = 32 << 20
+_ARENA_TENSOR_BYTES: Final = 64 << 10
+"""Tensors below this size are not worth a lease."""
+
+_KEPT_TENSORS: Final = 4
 
 
 def _map_anonymous(nbytes: int, purpose: str) -> mmap.mmap:
@@ -79,6 +88,54 @@ class HostRegion:
             finalizer = weakref.finalize(buffer, _give_back, weakref.ref(self._mapping), first, end)
             finalizer.atexit = False
         return buffer
+
+
+class LeaseArena:
+    """Memory for tensors that are read one at a time: leases in regions with huge pages while tensors are kept.
+
+    Page faults of 4 KiB cost such reads more time than the copy does. A caller that lets go of one tensor before it
+    asks for the next is better served by ordinary memory, which the allocator hands out again while it is warm; so a
+    lease is given only where the latest few tensors are all alive. May be used from several threads.
+
+    Args:
+        total_bytes: as much as will be asked for at most; no region is larger.
+        ordinary: makes a buffer of ordinary memory.
+    """
+
+    def __init__(self, total_bytes: int, ordinary: Callable[[int], Any]) -> None:
+        self._left = total_bytes
+        self._ordinary = ordinary
+        self._region: HostRegion | None = None
+        self._used = 0
+        self._latest: deque[weakref.ref[Any]] = deque(maxlen=_KEPT_TENSORS)
+        self._lock = threading.Lock()
+
+    def take(self, length: int) -> Any:
+        """A writable buffer of that many bytes, not cleared where that can be avoided.
+
+        Raises:
+            InsufficientMemoryError: the system refuses to reserve a region.
+        """
+        if not _ARENA_TENSOR_BYTES <= length <= _ARENA_REGION_BYTES:
+            return self._ordinary(length)
+        with self._lock:
+            latest = self._latest
+            kept = len(latest) == _KEPT_TENSORS and all(held() is not None for held in latest)
+            made = self._lease(length) if kept else self._ordinary(length)
+            # A bytearray, where there is no numpy, cannot be watched: its memory was cleared, and so touched, already.
+            with contextlib.suppress(TypeError):
+                latest.append(weakref.ref(made))
+        return made
+
+    def _lease(self, length: int) -> LeaseBuffer:
+        region = self._region
+        if region is None or region.nbytes - self._used < length:
+            region = self._region = HostRegion(min(_ARENA_REGION_BYTES, max(self._left, length)))
+            self._used = 0
+        start = self._used
+        self._used = align_up(start + length, mmap.PAGESIZE)
+        self._left -= length
+        return region.lease(start, length)
 
 
 class SlotPool:

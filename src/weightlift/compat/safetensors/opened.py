@@ -13,6 +13,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from weightlift.buffers import LeaseArena
 from weightlift.compat.safetensors import tensors
 from weightlift.compat.safetensors.indexing import simple_view, strict_view, torch_view
 from weightlift.compat.safetensors.mapping import MappedFile
@@ -81,6 +82,7 @@ class OpenedFile:
         self.strict = strict or framework is Framework.NUMPY
         self.reports: list[LoadReport] = []
         self._tensors = tensors.maker(framework)
+        self._arena = LeaseArena(self.description.total_bytes, tensors.buffer)
         self._place: Any = None
         self._mapped = MappedFile(self.description, self._descriptor, framework)
         self._gives_views: bool | None = None
@@ -151,7 +153,7 @@ class OpenedFile:
 
     def _read_whole(self, row: int) -> Any:
         description = self.description
-        held = self.read(description.offsets[row], description.lengths[row])
+        held = self.read(description.offsets[row], description.lengths[row], kept=self.on_cpu)
         return self._tensors.over(held, description.dtype(row), description.shape(row))
 
     def view(self, row: int) -> Any:
@@ -239,9 +241,9 @@ class OpenedFile:
 
     # ---- bytes
 
-    def read(self, offset: int, length: int) -> Any:
-        """Bytes of the file in fresh memory."""
-        result = tensors.buffer(length)
+    def read(self, offset: int, length: int, *, kept: bool = False) -> Any:
+        """Bytes of the file in fresh memory; ``kept`` for what the caller is likely to hold for long."""
+        result = self._arena.take(length) if kept else tensors.buffer(length)
         # Nearly every read is complete at the first attempt; the way that retries and explains costs as much again.
         if length and not self._read_at_once(result, offset, length):
             self._read_into(memoryview(result).cast("B"), offset)
