@@ -89,14 +89,14 @@ class Draft:
     def add(self, name: str, contestant: Contestant, **rest: Any) -> str:
         """One case; returns its name."""
         taken = rest.pop("host_bytes", 0)
-        words = {"checkpoint": self.checkpoint, "state": self.state, **rest}
-        case = Case(name=name, contestant=contestant, devices=self.context.devices, **words)
+        words = {"checkpoint": self.checkpoint, "state": self.state, "devices": self.context.devices, **rest}
+        case = Case(name=name, contestant=contestant, **words)
         self.cases.append(dataclasses.replace(case, memory_bytes=memory_needed(case, taken)))
         return name
 
     def ours(self, label: str, *, loader: str = "", **rest: Any) -> str:
         """A weightlift load; keywords of a case are taken out, the others are options."""
-        case_words = {key: rest.pop(key) for key in ("beside", "loads", "checkpoint") if key in rest}
+        case_words = {key: rest.pop(key) for key in ("beside", "loads", "checkpoint", "devices") if key in rest}
         if self.context.devices[0] == "cpu":
             rest.pop("staging", None)
         contestant = Contestant(adapter=rest.pop("adapter", "weightlift"), options=rest)
@@ -121,6 +121,10 @@ class Draft:
         """The link to the devices, out of pinned memory."""
         return self._ceiling("link, pinned", "ceiling_link", LINK)
 
+    def first_link(self) -> str:
+        """The link to the first of several devices."""
+        return self._ceiling("link to the first, pinned", "ceiling_link", LINK, devices=self.context.devices[:1])
+
     def pageable(self) -> str:
         """Copies out of ordinary memory."""
         return self._ceiling("link, pageable", "ceiling_pageable", PAGEABLE)
@@ -130,9 +134,9 @@ class Draft:
         options = {"count": checkpoint.tensors, "nbytes": checkpoint.tensor_bytes // checkpoint.tensors}
         return self._ceiling("making the tensors", "ceiling_create", options)
 
-    def _ceiling(self, name: str, adapter: str, options: Mapping[str, Any]) -> str:
+    def _ceiling(self, name: str, adapter: str, options: Mapping[str, Any], **rest: Any) -> str:
         contestant = Contestant(adapter=adapter, options=options, delivers=False)
-        return self.add(name, contestant, state=CacheState.AS_LEFT)
+        return self.add(name, contestant, state=CacheState.AS_LEFT, **rest)
 
     def raw(self, method: str) -> tuple[str, ...]:
         """Raw reads into buffers used again."""
@@ -290,13 +294,19 @@ def shapes(context: Context) -> Section:
 
 
 def cards(context: Context) -> Section:
-    """From the page cache onto several cards in one pass: the first layers on the first, and so on."""
+    """From the page cache onto several cards in one pass, the first layers on the first and so on; and onto one."""
     draft = Draft(context, context.checkpoints["main"], WARM)
     own = draft.ours("weightlift, several cards", adapter="weightlift_cards", loads=2)
-    links, (copies,) = draft.link(), draft.raw("buffered")
+    one = draft.ours("weightlift, one card", devices=context.devices[:1], loads=2)
+    links, link, (copies,) = draft.link(), draft.first_link(), draft.raw("buffered")
     ratios = [
         Ratio(name=f"{name}, over links and memory", over=(case,), under=(links, copies), at_least=0.85, slowest=True)
         for name, case in (("several cards, first load", own), ("several cards, second load", own + SECOND))
+    ]
+    ratios += [
+        Ratio(name="several cards, over one, second load", over=(own + SECOND,), under=(one + SECOND,)),
+        Ratio(name="one card, over its link, second load", over=(one + SECOND,), under=(link,)),
+        Ratio(name="all links, over one", over=(links,), under=(link,)),
     ]
     return draft.done(ratios, [Limit(case=own, figure="pinned_bytes", at_most=128 * MIB)])
 

@@ -30,7 +30,7 @@ from weightlift.host import kernel, residency, storage, sweeping
 from weightlift.host.probes import run_probes
 from weightlift.operations import ShardSource
 from weightlift.plan import GRANULE_BYTES, ShardFacts
-from weightlift.units import MIB, PAGE_BYTES
+from weightlift.units import MIB, PAGE_BYTES, align_up
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 
 _COUNTED_BYTES: Final = 64 * MIB
+_COUNTS: Final = 64
+"""No more counts than this for large files, as far as they are few, when only their sum is wanted."""
 
 
 class OpenShards:
@@ -195,8 +197,10 @@ class OpenShards:
         if not self._look_at_cache:
             return None
         files = [(self.sources[index].descriptor, self._looked_at(index)) for index in self._used]
-        quick = _bytes_of(files) <= kernel.QUICK_RANGE_BYTES
-        counts, _ = residency.count_together(files, _COUNTED_BYTES, run_probes if quick else self._ask)
+        total = _bytes_of(files)
+        step = max(_COUNTED_BYTES, align_up(total // _COUNTS, PAGE_BYTES))
+        ask = run_probes if total <= kernel.QUICK_RANGE_BYTES else self._ask
+        counts, _ = residency.count_together(files, step, ask)
         flat = [count for shard in counts for count in shard]
         return None if None in flat else sum(count for count in flat if count is not None)
 

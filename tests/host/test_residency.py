@@ -160,6 +160,31 @@ class TestResidency:
         assert len(asked) == 6
         assert residency.count_together([], GRANULE, ask) == ([], [])
 
+    @pytest.mark.parametrize("pieces", [1, 2, 3, 7])
+    def test_pieces_of_many_steps_are_counted_first(
+        self, make_file: Callable[[int], CachedFile], monkeypatch: pytest.MonkeyPatch, pieces: int
+    ) -> None:
+        monkeypatch.setattr(residency, "_PIECES", pieces)
+        one, two = make_file(31 * GRANULE + 5), make_file(9 * GRANULE)
+        one.warm(GRANULE, PAGE_SIZE)
+        one.warm(12 * GRANULE, 9 * GRANULE)
+        one.warm(31 * GRANULE, 5)
+        two.warm(0, 9 * GRANULE)
+        parts = [(one.fd, [(0, 4 * GRANULE), (11 * GRANULE, 20 * GRANULE + 5)]), (two.fd, [(0, 9 * GRANULE)])]
+        asked: list[int] = []
+
+        def ask(probes: Sequence[Probe]) -> list[int]:
+            asked.append(len(probes))
+            return run_probes(probes)
+
+        counts, _ = residency.count_together(parts, GRANULE, ask)
+        assert counts == [
+            [count for part in found for count in residency.count_cached(fd, *part, GRANULE)] for fd, found in parts
+        ]
+        # A second look at what is mixed, and no third.
+        assert len(asked) == 2
+        assert asked[0] <= pieces + len(parts) + 1
+
     def test_a_refused_count_is_left_to_the_careful_one(
         self, make_file: Callable[[int], CachedFile], monkeypatch: pytest.MonkeyPatch
     ) -> None:

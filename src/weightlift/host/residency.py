@@ -11,6 +11,7 @@ import sys
 from bisect import bisect_right
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import compress, islice, repeat
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from weightlift.host import kernel
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 BLOCK_GRANULES: Final = 16
 """How many granules :func:`residency_map` looks at together first."""
+
+_PIECES: Final = 64
+"""How many pieces files are counted in together first."""
 
 _VECTOR_WINDOW_BYTES: Final = 1 << 30
 
@@ -135,6 +139,9 @@ def count_together(
 ) -> tuple[list[list[int | None]], list[int]]:
     """Cached bytes of parts of files, step by step, asked together with trial reads.
 
+    Where there are very many steps, pieces of many are counted first, and only mixed ones step by step: asking takes
+    the caller longer than the kernel takes to look once more.
+
     Args:
         files: descriptor of each, and its parts, which start at page boundaries.
         step: bytes per count, a multiple of the page size.
@@ -144,20 +151,46 @@ def count_together(
     Returns:
         For each file what :func:`count_cached` gives for its parts, and the answers to the trials.
     """
-    steps = [list(_steps(parts, step)) for _, parts in files]
-    probes = [Probe(fd, *part) for (fd, _), found in zip(files, steps, strict=True) for part in found]
+    total = sum(length for _, parts in files for _, length in parts)
+    size = max(step, align_up(total // _PIECES, step))
+    pieces = [list(_steps(parts, size)) for _, parts in files]
+    probes = [Probe(fd, *piece) for (fd, _), found in zip(files, pieces, strict=True) for piece in found]
     answers = ask([*trials, *probes]) if probes or trials else []
+    pages = answers[len(trials) :]
+    mixed = [] if size == step else [_is_mixed(probe, n) for probe, n in zip(probes, pages, strict=True)]
+    closer = [Probe(probe.fd, *one) for probe in compress(probes, mixed) for one in _steps([probe[1:3]], step)]
+    finer = iter(zip(closer, ask(closer), strict=True)) if closer else iter(())
     counts: list[list[int | None]] = []
-    first = len(trials)
-    for (fd, parts), found in zip(files, steps, strict=True):
-        pages = answers[first : first + len(found)]
-        first += len(found)
-        if min(pages, default=0) < 0:
+    first = 0
+    for (fd, parts), found in zip(files, pieces, strict=True):
+        own, first = slice(first, first + len(found)), first + len(found)
+        counted: list[int | None] = []
+        for piece, n, split in zip(found, pages[own], mixed[own] or repeat(False), strict=False):
+            here = list(islice(finer, -(-piece[1] // step))) if split else []
+            counted += [_bytes_of(m, probe.length) for probe, m in here] if split else _evenly(piece[1], n, step)
+        if None in counted:
             # The kernel lacks the call or refuses; what else may be believed is known there.
-            counts.append([count for part in parts for count in count_cached(fd, *part, step)])
-        else:
-            counts.append([min(n * kernel.PAGE_SIZE, length) for n, (_, length) in zip(pages, found, strict=True)])
+            counted = [count for part in parts for count in count_cached(fd, *part, step)]
+        counts.append(counted)
     return counts, answers[: len(trials)]
+
+
+def _is_mixed(probe: Probe, pages: int) -> bool:
+    return 0 < pages * kernel.PAGE_SIZE < probe.length
+
+
+def _bytes_of(pages: int, length: int) -> int | None:
+    """What an answer says of a range, in bytes; ``None`` for an error."""
+    return None if pages < 0 else min(pages * kernel.PAGE_SIZE, length)
+
+
+def _evenly(length: int, pages: int, step: int) -> list[int | None]:
+    """The counts of a piece's steps, where all of it is cached or nothing, or it is one step."""
+    cached = _bytes_of(pages, length)
+    if cached is None or length <= step:
+        return [cached]
+    whole, rest = divmod(length, step)
+    return [step if cached else 0] * whole + [rest if cached else 0] * (rest > 0)
 
 
 def _steps(parts: Iterable[Part], step: int) -> Iterator[Part]:
@@ -199,8 +232,8 @@ def residency_map(
     assert granule_bytes > 0, granule_bytes
     assert granule_bytes % kernel.PAGE_SIZE == 0, granule_bytes
     looked = whole_file(size_bytes) if parts is None else parts
-    steps = list(_steps(looked, granule_bytes * BLOCK_GRANULES))
-    counts = [_cached_bytes(fd, *step) for step in steps] if blocks is None else blocks
+    block_bytes = granule_bytes * BLOCK_GRANULES
+    counts = [_cached_bytes(fd, *step) for step in _steps(looked, block_bytes)] if blocks is None else blocks
     if None in counts:
         return None
     cached, total = sum(count or 0 for count in counts), sum(length for _, length in looked)
@@ -209,7 +242,7 @@ def residency_map(
         runs = [ResidencyRun(*part, _judge(cached, total)) for part in looked]
     else:
         cached = 0
-        for (start, length), count in zip(steps, counts, strict=True):
+        for (start, length), count in zip(_steps(looked, block_bytes), counts, strict=True):
             pieces = [count or 0]
             if _judge(pieces[0], length) is Residency.PARTIAL:
                 pieces = [piece or 0 for piece in count_cached(fd, start, length, granule_bytes)]
