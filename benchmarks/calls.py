@@ -4,9 +4,9 @@ Programs call ``safe_open``, ``get_slice`` and ``get_tensor`` thousands of times
 weightlift's face and through the safetensors library, in turns and on a warm file. Calls that read next to nothing are
 repeated in one process. Those that read a whole file or much of it are the first of a fresh process each time, as they
 are in programs: a process that gives tensors back and loads them again is handed memory that is there already. Right
-before such a call a virtual machine's free memory is touched once, since its host may have taken it back, and what the
-host then takes to bring it is no loader's doing. The library hands out mappings, so whatever reads counts until one byte
-of every page was looked at, for both.
+before such a call a virtual machine's free memory is touched once, since its host may have taken it back, and what
+that then takes to bring it is no loader's doing. The library hands out mappings, so whatever reads counts until one
+byte of every page was looked at, for both.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from weightlift.targets.host import ConvertingTarget, HostTarget, converts
 from weightlift.types import Framework, Staging
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from weightlift.description import Description
     from weightlift.options import LoadOptions
@@ -69,18 +69,25 @@ def devices_of(description: Description, rows: Sequence[int], device: Any) -> li
 
 
 def _by_glob(description: Description, rows: Sequence[int], mapping: Mapping[str, Any]) -> list[str]:
-    rules = [(re.compile(fnmatch.translate(glob)).match, device_name(device)) for glob, device in mapping.items()]
+    devices, match = [device_name(device) for device in mapping.values()], _first_of(tuple(mapping))
     names = []
     for row in rows:
         name = description.names[row]
-        found = next((device for matches, device in rules if matches(name)), None)
-        if found is None:
+        found = match(name)
+        # Without a glob at all the empty pattern matches, by no group.
+        if found is None or found.lastindex is None:
             raise SelectionError(
-                f"no device was given for tensor {printable(name)}: none of the {len(rules)} globs matches it",
+                f"no device was given for tensor {printable(name)}: none of the {len(devices)} globs matches it",
                 hint='add a rule for the rest at the end, such as {"*": "cpu"}',
             )
-        names.append(found)
+        names.append(devices[found.lastindex - 1])
     return names
+
+
+@functools.lru_cache(maxsize=16)
+def _first_of(globs: tuple[str, ...]) -> Callable[[str], re.Match[str] | None]:
+    """Matches a name; the number of the group that did so is that of the first glob that fits, counted from 1."""
+    return re.compile("|".join(f"({fnmatch.translate(glob)})" for glob in globs)).match
 
 
 class Destinations:

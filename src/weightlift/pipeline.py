@@ -17,7 +17,7 @@ from weightlift.failures import abandon, raise_failure
 from weightlift.host.memory import headroom
 from weightlift.load_staging import size_staging, take_staging
 from weightlift.operations import ChunkReady, Engine, Event, Extent, ExtentDone, Failure
-from weightlift.plan import CacheDecision, batches, decide_cache, plan_extents
+from weightlift.plan import CacheDecision, batches, decide_cache, extents_of, in_turns
 from weightlift.shards import OpenShards
 from weightlift.supervision import Supervisor
 from weightlift.trial import find_trial, judge_trial
@@ -157,22 +157,22 @@ class Transfer:
             self._try(trial, target)
             extents = self._plan(trial.rest, target, keep=self.cache.keep)
         first = _FIRST_BATCH_BYTES if self._accesses else self._total_bytes
-        for batch in batches(extents, first, _MOST_BATCH_BYTES):
+        for batch in batches(in_turns(extents, in_order=target.in_order), first, _MOST_BATCH_BYTES):
             self._add(target.bind(batch))
         if trial is not None and self.cache.keep:
             for part in trial.direct:
                 self.shards.fetch(part.shard, part.offset, part.length)
 
     def _plan(self, wanted: Sequence[Wanted], target: Target, *, keep: bool) -> list[Extent]:
-        facts, method = self.shards.facts, self._options.method
-        return plan_extents(wanted, facts, method, keep=keep, in_order=target.in_order)
+        return extents_of(wanted, self.shards.facts, self._options.method, keep=keep, in_order=target.in_order)
 
     def _try(self, trial: Trial, target: Target) -> None:
         """Read one part each way, and decide by what the workers spent on them."""
         spent = []
         for parts, keep in ((trial.direct, False), (trial.kept, True)):
             before = self._busy_seconds()
-            self._add(target.bind(self._plan(parts, target, keep=keep)))
+            planned = self._plan(parts, target, keep=keep)
+            self._add(target.bind([*in_turns(planned, in_order=target.in_order)]))
             self._serve(target)
             spent.append(self._busy_seconds() - before)
         self.cache = judge_trial(*spent)
@@ -214,7 +214,8 @@ class Transfer:
     def submit(self, target: Target) -> Sequence[Extent]:
         """Have the engine read what one more target wants; returns its extents."""
         self._targets.append(target)
-        extents = target.bind(self._plan(target.prepare(), target, keep=self.cache.keep))
+        planned = self._plan(target.prepare(), target, keep=self.cache.keep)
+        extents = target.bind([*in_turns(planned, in_order=target.in_order)])
         self._add(extents)
         return extents
 

@@ -7,6 +7,7 @@ engine can carry out, and the reasons in words.
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from weightlift.host.residency import Residency
@@ -202,16 +203,23 @@ def _path(shard: ShardFacts, method: Method, *, resident: bool, keep: bool) -> R
 def plan_extents(
     wanted: Iterable[Wanted], shards: Sequence[ShardFacts], method: Method, *, keep: bool, in_order: bool
 ) -> list[Extent]:
-    """Turn wanted ranges into extents.
+    """Turn wanted ranges into extents, in the order in which they are to be read.
 
     Args:
         wanted: what to read, in file order.
         shards: facts per shard.
         method: the caller's method.
         keep: whether the page cache may keep what is read.
-        in_order: keep file order; otherwise ranges from storage and from the page cache, and ranges for several
-            devices, are interleaved, so that all are busy at the same time.
+        in_order: see :func:`in_turns`.
     """
+    extents = extents_of(wanted, shards, method, keep=keep, in_order=in_order)
+    return list(in_turns(extents, in_order=in_order))
+
+
+def extents_of(
+    wanted: Iterable[Wanted], shards: Sequence[ShardFacts], method: Method, *, keep: bool, in_order: bool
+) -> list[Extent]:
+    """The extents of :func:`plan_extents`, those for different devices uncut and all in file order."""
     extents = [
         _extent(want, piece, tag if want.tag < 0 else want.tag)
         for tag, want in enumerate(wanted)
@@ -223,7 +231,7 @@ def plan_extents(
         return extents
     stored_bytes = sum(extent.length for extent in extents if _needs_lane(extent))
     lane_bytes = min(max(stored_bytes // _LANES_MIN, _LANE_BYTES_MIN), _LANE_BYTES_MAX)
-    return _interleave([part for extent in extents for part in _in_lanes(extent, lane_bytes)])
+    return [part for extent in extents for part in _in_lanes(extent, lane_bytes)]
 
 
 def _in_device_steps(extent: Extent) -> Iterator[Extent]:
@@ -287,32 +295,50 @@ def _extent(want: Wanted, piece: Piece, tag: int) -> Extent:
     )
 
 
-def _interleave(extents: list[Extent]) -> list[Extent]:
+def in_turns(extents: Sequence[Extent], *, in_order: bool) -> Iterator[Extent]:
     """Alternate in proportion between what can be busy at the same time: storage, page cache, and each device's link.
 
     Tensors of one layer lie together in most files and go to one device, so that in file order the other links idle.
+    One by one, since the first are read while the rest is still being worked out.
+
+    Args:
+        extents: in file order.
+        in_order: leave them so.
     """
     kinds: dict[tuple[bool, bool, int], list[Extent]] = {}
     for extent in extents:
         kinds.setdefault((extent.resident, extent.sink is Sink.DEVICE, extent.device), []).append(extent)
-    if len(kinds) < 2:
-        return extents
+    if in_order or len(kinds) < 2:
+        yield from extents
+        return
     step = _INTERLEAVE_BYTES if len({resident for resident, *_ in kinds}) > 1 else _INTERLEAVE_DEVICES_BYTES
-    lists = [
-        [part for extent in kind for part in ([extent] if extent.lane else _cut(extent, step, PAGE_BYTES))]
-        for _, kind in sorted(kinds.items())
-    ]
-    totals = [sum(extent.length for extent in part) for part in lists]
-    result: list[Extent] = []
-    done, taken = [0] * len(lists), [0] * len(lists)
-    for _ in range(sum(map(len, lists))):
-        # The one that is done with the smallest part of its bytes; it cannot be done with all of them.
-        behind = min(range(len(lists)), key=lambda number: done[number] / totals[number])
-        extent = lists[behind][taken[behind]]
-        result.append(extent)
-        done[behind] += extent.length
-        taken[behind] += 1
-    return result
+    queues = [_Queue(kind, step) for _, kind in sorted(kinds.items())]
+    while queues:
+        # The one that is done with the smallest part of its bytes goes on.
+        behind = min(queues, key=attrgetter("done_fraction"))
+        part = next(behind.parts, None)
+        if part is None:
+            queues.remove(behind)
+            continue
+        behind.done_fraction += part.length / behind.total_bytes
+        yield part
+
+
+class _Queue:
+    """Extents of one kind, cut into the parts that take turns with others', and how far they are."""
+
+    def __init__(self, extents: Sequence[Extent], step: int) -> None:
+        self.parts = _parts(extents, step)
+        self.total_bytes = sum(extent.length for extent in extents)
+        self.done_fraction = 0.0
+
+
+def _parts(extents: Sequence[Extent], step: int) -> Iterator[Extent]:
+    for extent in extents:
+        if extent.lane:
+            yield extent
+        else:
+            yield from _cut(extent, step, PAGE_BYTES)
 
 
 def _cut(extent: Extent, step: int, alignment: int) -> Iterator[Extent]:
@@ -321,17 +347,20 @@ def _cut(extent: Extent, step: int, alignment: int) -> Iterator[Extent]:
     while start < end:
         stop = min(align_down(start + step, alignment), end)
         address = extent.address + start - extent.offset if extent.sink is Sink.PLACE else 0
-        yield extent._replace(offset=start, length=stop - start, address=address)
+        # Thousands are made while devices wait; `_replace` takes twice as long.
+        yield Extent._make((*extent[:3], start, stop - start, address, *extent[6:]))
         start = stop
 
 
-def batches(extents: Sequence[Extent], first_bytes: int, most_bytes: int) -> Iterator[Sequence[Extent]]:
+def batches(extents: Iterable[Extent], first_bytes: int, most_bytes: int) -> Iterator[Sequence[Extent]]:
     """Extents in parts of growing size: little has to be allocated before the first bytes move, nor at any one time."""
-    begin, nbytes = 0, 0
-    for index, extent in enumerate(extents):
+    batch: list[Extent] = []
+    nbytes = 0
+    for extent in extents:
+        batch.append(extent)
         nbytes += extent.length
         if nbytes >= first_bytes:
-            yield extents[begin : index + 1]
-            begin, nbytes, first_bytes = index + 1, 0, min(2 * first_bytes, max(first_bytes, most_bytes))
-    if begin < len(extents):
-        yield extents[begin:]
+            yield batch
+            batch, nbytes, first_bytes = [], 0, min(2 * first_bytes, max(first_bytes, most_bytes))
+    if batch:
+        yield batch

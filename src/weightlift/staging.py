@@ -34,8 +34,11 @@ _DEVICE_ROOMY_BYTES: Final = 120 * MIB
 _DEVICE_WORKERS_PAGEABLE: Final = 4
 _DEVICE_WORKERS_DIRECT: Final = 2
 _STORAGE_SHARE: Final = 4
-_DEVICE_CHUNKS: Final = (4 * MIB, 3 * MIB, 2 * MIB, 1536 * KIB, 1 * MIB, 512 * KIB, 256 * KIB, 128 * KIB)
-"""None is larger: what was copied into a slot should still be in the processors' caches when a device fetches it."""
+_DEVICE_CHUNKS: Final = (
+    *(8 * MIB, 6 * MIB, 4 * MIB, 3 * MIB, 2 * MIB, 1536 * KIB),
+    *(1 * MIB, 512 * KIB, 256 * KIB, 128 * KIB),
+)
+"""None is larger, since the first bytes move only once a chunk is full."""
 _DEVICE_CHUNK_BYTES_MIN: Final = 256 * KIB
 
 
@@ -70,14 +73,14 @@ class _Shape(NamedTuple):
     chunk_bytes: int
 
 
-_FROM_CACHE: Final = _Shape(12, 24, 4 * MIB)
+_FROM_CACHE: Final = _Shape(12, 15, 8 * MIB)
 _FROM_STORAGE: Final = _Shape(10, 20, 3 * MIB)
 _TIGHT: Final = _Shape(12, 20, 3 * MIB)
 
 
 def _from_cache_to(devices: int) -> _Shape:
-    """For several devices: two slots a worker, in chunks small enough for the budget to hold them all."""
-    return _Shape(10 * devices, 20 * devices, 3 * MIB)
+    """For several devices: as many workers for each, in chunks small enough for the budget to hold their slots."""
+    return _Shape(12 * devices, 15 * devices, 4 * MIB)
 
 
 class _Concurrency(NamedTuple):
@@ -153,8 +156,9 @@ def plan_device_pool(
 ) -> Pool:
     """Size the staging pool of a load onto devices, and choose where concurrency starts.
 
-    A worker fills one slot while the copy out of another is under way, so there are about two slots a worker. Copying
-    out of the page cache takes nearly all processors to feed a fast link, and chunks of a few MiB; storage is slower
+    Workers fill slots while copies out of others are under way. Copying out of the page cache takes nearly all
+    processors to feed a fast link. Its chunks are large, since between two copies a link rests for some 3 µs, and there
+    are a few slots more than workers, since those that wait for the link leave theirs to the others. Storage is slower
     than the link, and many drives are fastest with few large reads at a time.
 
     Args:

@@ -190,7 +190,8 @@ def _evenly(length: int, pages: int, step: int) -> list[int | None]:
     if cached is None or length <= step:
         return [cached]
     whole, rest = divmod(length, step)
-    return [step if cached else 0] * whole + [rest if cached else 0] * (rest > 0)
+    steps: list[int | None] = [step if cached else 0] * whole
+    return steps + [rest if cached else 0] * (rest > 0)
 
 
 def _steps(parts: Iterable[Part], step: int) -> Iterator[Part]:
