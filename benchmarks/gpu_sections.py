@@ -317,8 +317,8 @@ def concurrency(context: Context) -> Section:
     chosen = draft.ours("as chosen", loads=2)
     fixed = [
         draft.ours(f"{workers} × {chunk} MiB", workers=workers, chunk_bytes=chunk * MIB, loads=2)
-        for workers in (4, 8, 12, 16)
-        for chunk in (1, 2, 4, 6)
+        for workers in (8, 12, 14)
+        for chunk in (2, 4, 6, 8)
     ]
     seconds = tuple(name + SECOND for name in fixed)
     name = "as chosen, over the best of the sweep, second load"

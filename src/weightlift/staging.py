@@ -31,7 +31,6 @@ _SLOTS_MIN: Final = 4
 _CHUNK_BYTES_MAX: Final = 16 * MIB
 
 _DEVICE_ROOMY_BYTES: Final = 120 * MIB
-_DEVICE_WORKERS_PAGEABLE: Final = 4
 _DEVICE_WORKERS_DIRECT: Final = 2
 _STORAGE_SHARE: Final = 4
 _DEVICE_CHUNKS: Final = (
@@ -75,12 +74,22 @@ class _Shape(NamedTuple):
 
 _FROM_CACHE: Final = _Shape(12, 15, 8 * MIB)
 _FROM_STORAGE: Final = _Shape(10, 20, 3 * MIB)
-_TIGHT: Final = _Shape(12, 20, 3 * MIB)
+_TIGHT: Final = _Shape(10, 15, 3 * MIB)
+_PAGEABLE: Final = _Shape(3, 8, 4 * MIB)
+_PAGEABLE_FROM_STORAGE: Final = _Shape(4, 20, 3 * MIB)
 
 
 def _from_cache_to(devices: int) -> _Shape:
     """For several devices: as many workers for each, in chunks small enough for the budget to hold their slots."""
     return _Shape(12 * devices, 15 * devices, 4 * MIB)
+
+
+def _shape(devices: int, *, roomy: bool, from_storage: bool, pinned: bool) -> _Shape:
+    if not pinned:
+        return _PAGEABLE_FROM_STORAGE if from_storage else _PAGEABLE
+    if not roomy:
+        return _TIGHT
+    return _FROM_STORAGE if from_storage else _FROM_CACHE if devices == 1 else _from_cache_to(devices)
 
 
 class _Concurrency(NamedTuple):
@@ -169,18 +178,16 @@ def plan_device_pool(
         chunk_bytes: the caller's fixed chunk size, if any.
         total_bytes: bytes of all tensors, since little is staged for a small model.
         stored_bytes: how much of that has to come from storage.
-        pinned: copies come from pinned memory; from pageable memory the runtime makes them itself, a few at a time.
+        pinned: copies come from pinned memory. From pageable memory the runtime makes them itself, one at a time, and
+            fastest what was just read: a few workers do, and more would only push that out of the caches.
         devices: how many are filled at once; each link wants feeding as one alone does.
 
     Raises:
         BudgetError: fixed workers and chunks do not fit the budget.
     """
     from_storage = _STORAGE_SHARE * stored_bytes > total_bytes
-    shape = _FROM_STORAGE if from_storage else _FROM_CACHE if devices == 1 else _from_cache_to(devices)
-    shape = _TIGHT if budget_bytes < _DEVICE_ROOMY_BYTES else shape
-    fitting = workers or min(
-        shape.workers if pinned else _DEVICE_WORKERS_PAGEABLE, max(processors - processors // 8, 2)
-    )
+    shape = _shape(devices, roomy=budget_bytes >= _DEVICE_ROOMY_BYTES, from_storage=from_storage, pinned=pinned)
+    fitting = workers or min(shape.workers, max(processors - processors // 8, 2))
     budget = budget_bytes - _OWN.nbytes
     share = (budget - _stacks(fitting).nbytes) // max(shape.slots, fitting) - ALIGNMENT_SLACK_BYTES
     most = min(share, shape.chunk_bytes)

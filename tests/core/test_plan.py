@@ -354,3 +354,26 @@ def test_several_links_are_fed_by_more_workers_than_one() -> None:
     assert two.workers > 1.5 * one.workers
     for pool in (one, two):
         assert pool.slot_count >= 1.25 * pool.workers, "some slots wait for the link while every worker fills one"
+
+
+@pytest.mark.parametrize(("stored", "workers"), [(0, 3), (64 * GIB, 4)])
+def test_few_workers_feed_copies_out_of_pageable_memory(stored: int, workers: int) -> None:
+    pool = plan_device_pool(
+        (),
+        budget_bytes=128 * MIB,
+        processors=32,
+        workers=None,
+        chunk_bytes=None,
+        total_bytes=64 * GIB,
+        stored_bytes=stored,
+        pinned=False,
+    )
+    assert pool.worker_room == workers
+    assert pool.chunk_bytes <= 4 * MIB
+    assert sum(term.nbytes for term in pool.terms) <= 128 * MIB
+
+
+def test_a_tight_budget_has_slots_to_spare_too() -> None:
+    pool = warm_pool(32 * MIB, 1, processors=32)
+    assert pool.chunk_bytes == 2 * MIB
+    assert pool.slot_count >= 1.25 * pool.workers
