@@ -34,7 +34,8 @@ def fractions(section: Section, runs: Mapping[str, Sequence[Run]]) -> list[dict[
 
 def _ceiling(ceiling: Ceiling, runs: Mapping[str, Sequence[Run]], number: int, nbytes: int) -> float:
     """The ceiling in GB/s for so many bytes, as the round gave it; 0 where nothing is known."""
-    best = max((speed(runs[name][number]) for name in ceiling.cases), default=0.0) * ceiling.factor
+    choose = min if ceiling.narrowest else max
+    best = choose((speed(runs[name][number]) for name in ceiling.cases), default=0.0) * ceiling.factor
     if not best or not ceiling.create:
         return best
     creating = runs[ceiling.create][number].get("seconds")

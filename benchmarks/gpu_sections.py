@@ -52,6 +52,7 @@ class Ceiling:
         cases: the fastest of these counts, in the same round.
         factor: times this; 2 where half of the bytes need not come from where the cases read.
         create: a case whose seconds are added, for the making of very many tensors.
+        narrowest: the slowest of the cases counts instead, since all bytes pass each of them.
         applies_to: the cases it is a ceiling for.
     """
 
@@ -59,6 +60,7 @@ class Ceiling:
     applies_to: tuple[str, ...]
     factor: float = 1.0
     create: str = ""
+    narrowest: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -296,7 +298,7 @@ def shapes(context: Context) -> Section:
 def cards(context: Context) -> Section:
     """From the page cache onto several cards in one pass, the first layers on the first and so on; and onto one."""
     draft = Draft(context, context.checkpoints["main"], WARM)
-    own = draft.ours("weightlift, several cards", adapter="weightlift_cards", loads=2)
+    own = draft.ours("weightlift, several cards", loader="weightlift", adapter="weightlift_cards", loads=2)
     one = draft.ours("weightlift, one card", devices=context.devices[:1], loads=2)
     links, link, (copies,) = draft.link(), draft.first_link(), draft.raw("buffered")
     ratios = [
@@ -308,7 +310,8 @@ def cards(context: Context) -> Section:
         Ratio(name="one card, over its link, second load", over=(one + SECOND,), under=(link,)),
         Ratio(name="all links, over one", over=(links,), under=(link,)),
     ]
-    return draft.done(ratios, [Limit(case=own, figure="pinned_bytes", at_most=128 * MIB)])
+    limits = [Limit(case=own, figure="pinned_bytes", at_most=128 * MIB)]
+    return draft.done(ratios, limits, [Ceiling((links, copies), (own,), narrowest=True)])
 
 
 def concurrency(context: Context) -> Section:

@@ -17,6 +17,7 @@ from weightlift.targets.access import gpu_access
 from weightlift.targets.frameworks import pick_framework
 from weightlift.targets.module import ModuleTarget
 from weightlift.testing import TensorSpec, every_dtype_specs, exl2_specs, tensor_bytes, write_checkpoint
+from weightlift.testing.fake_devices import FakeMemory
 from weightlift.testing.leaks import nothing_left_behind
 from weightlift.types import Framework
 from weightlift.units import KIB, MIB
@@ -228,3 +229,17 @@ def test_an_interrupted_load_drains_its_copies(tmp_path: Path, gpu: FakeGpu, dev
         wl.load(path, device="cuda:0", engine=engine, progress=interrupt, host_memory="8MiB")
     assert gpu.counters().queued_operations == 0
     assert gpu.counters().stray_copies == 0
+
+
+def test_memory_is_asked_for_beforehand_only_for_several_blocks(
+    tmp_path: Path, devices: FakeDevices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(FakeMemory, "expect", lambda _, nbytes: asked.append(nbytes))
+    specs = [TensorSpec(f"large.{number}", "U8", (11 * MIB,)) for number in range(3)]
+    path = write_checkpoint(tmp_path / "model.safetensors", specs)
+    with wl.stream(path, device="cuda:0") as stream:
+        assert len(list(stream)) == 3
+    assert not asked, "each tensor of a stream is a block by itself"
+    wl.load(path, device="cuda:0")
+    assert asked == [33 * MIB]

@@ -97,8 +97,10 @@ class DeviceTarget:
 
     def prepare(self) -> Sequence[Wanted]:
         """See :class:`~weightlift.targets.base.Target`."""
-        # Before anything is read: later, a call to the driver would wait for those that pin slots and queue copies.
-        self._access.memory.expect(sum(align_up(block.nbytes, ALIGNMENT) for block in self._layout.blocks))
+        # Before anything is read: later, a call to the driver would wait for those that pin slots and queue copies. One
+        # block alone, such as each large tensor of a stream, is quicker allocated as it is.
+        if len(self._layout.blocks) > 1:
+            self._access.memory.expect(sum(align_up(block.nbytes, ALIGNMENT) for block in self._layout.blocks))
         return [
             Wanted(span.shard, span.offset, span.length, Sink.DEVICE, copies=table, device=self._index)
             for span, table in zip(self._layout.layout.spans, self._layout.tables, strict=True)
