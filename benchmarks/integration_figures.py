@@ -17,10 +17,14 @@ if TYPE_CHECKING:
     Result = Mapping[str, Any]
     Run = Mapping[str, Any]
 
-TITLES: Final = {"transformers": "transformers", "exllamav2": "ExLlamaV2"}
+TITLES: Final = {"transformers": "transformers", "exllamav2": "ExLlamaV2", "exllamav3": "ExLlamaV3"}
 LOADERS: Final = {"stock": "its own loader", "weightlift": "weightlift"}
 STATES: Final = ("warm", "cold")
-FASTER: Final = {"transformers": {"warm": 3.0, "cold": 1.0}, "exllamav2": {"warm": 2.0, "cold": 1.0}}
+FASTER: Final = {
+    "transformers": {"warm": 3.0, "cold": 1.0},
+    "exllamav2": {"warm": 2.0, "cold": 1.0},
+    "exllamav3": {"warm": 2.0, "cold": 1.0},
+}
 """How many times as fast weights are to be loaded."""
 ANONYMOUS_BYTES: Final = (128 + 32) * MIB
 """The default budget, and what the process around it may take."""
@@ -30,14 +34,13 @@ HEADER_PAGES_BYTES: Final = 1 * MIB
 
 def part(result: Result) -> Part:
     """Everything about every framework in the file."""
-    record = result["environment"] | {"rounds": None}
     made = result["checkpoint"]
-    about = f"A Llama with random weights, {made['bytes'] / 1e9:.1f} GB in {made['files']} files."
-    whole = Part([taken(record), about])
+    whole = Part([f"A Llama with random weights, {made['bytes'] / 1e9:.1f} GB in {made['files']} files."])
     for framework, title in TITLES.items():
         if measured(result["runs"], framework):
             whole.add(f"### {title}")
-            whole.add(_table(result["runs"], framework))
+            whole.add(taken(result["taken"][framework] | {"rounds": None}))
+            whole.add(loads(result["runs"], framework))
             found = judged(result["runs"], framework)
             whole.add(targets(found), found)
     return whole
@@ -57,7 +60,8 @@ def _cases(runs: Sequence[Run], framework: str) -> dict[tuple[str, str, str], li
     return cases
 
 
-def _table(runs: Sequence[Run], framework: str) -> str:
+def loads(runs: Sequence[Run], framework: str) -> str:
+    """Every kind of load of a framework as a table."""
     lines = [
         (
             f"{state}, {LOADERS[subject]}{f', {escaped(options)}' if options else ''}",
@@ -120,7 +124,7 @@ def _block(framework: str) -> Callable[[Result], str]:
         return (
             f"A Llama of {made['bytes'] / 1e9:.1f} GB onto a GPU, weights alone: {said}; logits are "
             f"{'equal bit for bit' if equal else '**not equal**'}.\nEverything about it is in the "
-            f"[benchmarks](../benchmarks.md#under-transformers-and-exllamav2).\n\n{_table(runs, framework)}"
+            f"[benchmarks](../benchmarks.md#under-transformers-exllamav2-and-exllamav3).\n\n{loads(runs, framework)}"
         )
 
     return write

@@ -1,10 +1,12 @@
-"""What weightlift changes under transformers and ExLlamaV2: load times, host memory, and that nothing else changes.
+"""What weightlift changes under transformers, ExLlamaV2 and ExLlamaV3: load times, host memory, and nothing else.
 
 Makes a random Llama checkpoint in half precision, then loads it in a fresh process per run, stock and with weightlift
 underneath, warm and cold, and compares the digests of logits. Everything is in this file but the record of the
-machine; nothing is fetched. Results are written after every run, so that a run cut short still leaves its part.
+machine; nothing is fetched. Results are written after every run, so that a run cut short still leaves its part; with
+``--only``, those of other frameworks in the file stay.
 
     python benchmarks/integrations.py --output results.json            # a GPU, some 8 minutes
+    python benchmarks/integrations.py --only exllamav3 --output results.json
     python benchmarks/integrations.py --tiny --device cpu --output x.json  # the same steps in seconds, to try them
 """
 
@@ -13,10 +15,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import importlib
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -26,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import environment
+import integration_figures
 import states
 from peak import PeakMemory
 
@@ -36,7 +39,8 @@ from weightlift.integrations.versions import installed_version
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-PACKAGES = ("weightlift", "torch", "transformers", "accelerate", "safetensors", "exllamav2")
+PACKAGES = ("weightlift", "torch", "transformers", "accelerate", "safetensors", "exllamav2", "exllamav3")
+FRAMEWORKS = ("transformers", "exllamav2", "exllamav3")
 COLD_FRACTION = 0.01
 """So much of the files may be cached for a load to count as cold."""
 
@@ -181,14 +185,47 @@ def run_exllamav2(request: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
-def try_exllamav2(_: dict[str, Any]) -> dict[str, Any]:
-    """Whether ExLlamaV2 and its compiled extension can be had here; building it may take minutes, once."""
-    from exllamav2 import ext
+def run_exllamav3(request: dict[str, Any]) -> dict[str, Any]:
+    """ExLlamaV3's own load with its own reader or ours, and the logits of a few tokens."""
+    import torch
+    from exllamav3 import Config, Model
 
-    return {"extension": str(getattr(ext.exllamav2_ext, "__file__", "built in"))}
+    record: dict[str, Any] = {}
+    installed: Any = contextlib.nullcontext()
+    if request["subject"] == "weightlift":
+        from weightlift.integrations import exllamav3
+
+        installed = exllamav3.install()
+    torch.ones(1024, 1024, device="cuda:0").sum().item()
+    # Files are opened with the configuration, so the reader has to be in place by then.
+    with installed as found:
+        model = Model.from_config(Config.from_directory(request["folder"]))
+        with PeakMemory() as sampler, timed(record, "seconds", "cuda:0"):
+            model.load(device="cuda:0")
+    record["weights_seconds"] = record["seconds"]
+    record["anonymous_growth_bytes"] = sampler.growth
+    if found is not None:
+        record["loads"] = found.loads
+        record["report"] = found.report.to_json()
+    with torch.inference_mode():
+        record["logits"] = digest(model.forward(torch.arange(3, 67)[None], {"attn_mode": "flash_attn_nc"}))
+    return record
 
 
-RUNS = {"transformers": run_transformers, "exllamav2": run_exllamav2, "try exllamav2": try_exllamav2}
+def try_extension(request: dict[str, Any]) -> dict[str, Any]:
+    """Whether a framework's compiled extension can be had here; building it may take minutes, once."""
+    name = request["framework"].removeprefix("try ")
+    extension = getattr(importlib.import_module(f"{name}.ext"), f"{name}_ext")
+    return {"extension": str(getattr(extension, "__file__", "built in"))}
+
+
+RUNS = {
+    "transformers": run_transformers,
+    "exllamav2": run_exllamav2,
+    "exllamav3": run_exllamav3,
+    "try exllamav2": try_extension,
+    "try exllamav3": try_extension,
+}
 
 
 def worker(request: dict[str, Any]) -> dict[str, Any]:
@@ -221,13 +258,18 @@ class Plan:
         self.device = chosen.device
         self.output = Path(chosen.output)
         self.deadline = time.monotonic() + chosen.seconds
-        self.results: dict[str, Any] = {"schema": 1, "environment": environment.record(folder), "runs": []}
-        self.results["environment"]["packages"] = {name: installed_version(name) for name in PACKAGES}
-        self.results["environment"]["gpus"] = gpus()
+        where = environment.record(folder)
+        where |= {"packages": {name: installed_version(name) for name in PACKAGES}, "gpus": gpus()}
+        earlier = json.loads(self.output.read_text(encoding="utf-8")) if self.output.exists() else {}
+        self.results: dict[str, Any] = {
+            "schema": 2,
+            "taken": earlier.get("taken", {}) | dict.fromkeys(chosen.only, where),
+            "runs": [run for run in earlier.get("runs", ()) if _framework(run) not in chosen.only],
+        }
 
     def write(self) -> None:
         """Write what there is, whole or not at all."""
-        text = json.dumps(self.results | {"summary": summary(self.results["runs"])}, indent=1)
+        text = json.dumps(self.results, indent=1)
         partial = self.output.with_suffix(".partial")
         partial.write_text(text + "\n", encoding="utf-8")
         partial.replace(self.output)
@@ -269,34 +311,8 @@ class Plan:
         return record
 
 
-def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Medians per case, how they compare, and whether all logits of a framework are the same."""
-    found: dict[str, Any] = {}
-    for framework in ("transformers", "exllamav2"):
-        own = [run for run in runs if run["framework"] == framework and "seconds" in run]
-        cases: dict[str, Any] = {}
-        for state in ("warm", "cold"):
-            medians = {}
-            for subject in ("stock", "weightlift"):
-                some = [run for run in own if (run["subject"], run["state"]) == (subject, state) and not run["options"]]
-                if some:
-                    medians[subject] = {
-                        "runs": len(some),
-                        "seconds": statistics.median(run["seconds"] for run in some),
-                        "weights_seconds": statistics.median(run["weights_seconds"] for run in some),
-                        "anonymous_growth_bytes": max(run["anonymous_growth_bytes"] for run in some),
-                        "state_verified": all(run["state_verified"] for run in some),
-                    }
-            if len(medians) == 2:
-                pairs = {
-                    name: (medians["stock"][name], medians["weightlift"][name])
-                    for name in ("seconds", "weights_seconds")
-                }
-                medians["times_faster"] = {name: stock / ours for name, (stock, ours) in pairs.items() if ours}
-            cases[state] = medians
-        if own:
-            found[framework] = cases | {"logits_equal": len({run["logits"] for run in own}) == 1}
-    return found
+def _framework(run: dict[str, Any]) -> str:
+    return str(run["framework"]).removeprefix("try ")
 
 
 def main() -> int:
@@ -308,8 +324,12 @@ def main() -> int:
     parser.add_argument("--tiny", action="store_true", help="a checkpoint of a few hundred KB, to try the steps")
     parser.add_argument("--seconds", type=float, default=500, help="time for all of it")
     parser.add_argument("--repeats", type=int, default=3, help="warm runs of each kind; cold ones are one fewer")
+    parser.add_argument("--only", help=f"frameworks, with commas (default: all): {', '.join(FRAMEWORKS)}")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
+    chosen.only = chosen.only.split(",") if chosen.only else list(FRAMEWORKS)
+    if unknown := sorted(set(chosen.only) - set(FRAMEWORKS)):
+        parser.error(f"no framework called {', '.join(unknown)}; there are {', '.join(FRAMEWORKS)}")
     if chosen.worker:
         print("RESULT", json.dumps(worker(json.loads(chosen.worker))), flush=True)
         return 0
@@ -323,10 +343,11 @@ def main() -> int:
         plan.results["checkpoint"] = json.loads(made.stdout.splitlines()[-1])
         plan.results["checkpoint"]["seconds_to_make"] = time.monotonic() - begin
         plan.write()
-        everything(plan, chosen.repeats)
+        everything(plan, chosen.only, chosen.repeats)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    print(json.dumps(summary(plan.results["runs"]), indent=1))
+    for framework in chosen.only:
+        print(f"\n{framework}\n\n{integration_figures.loads(plan.results['runs'], framework)}")
     return 0
 
 
@@ -338,22 +359,28 @@ print(json.dumps(make_checkpoint(Path(sys.argv[1]), sys.argv[2], sys.argv[3])))
 """
 
 
-def everything(plan: Plan, repeats: int) -> None:
+def everything(plan: Plan, frameworks: Sequence[str], repeats: int) -> None:
     """The most telling runs first, stock and ours in turns, since machines change while they are measured."""
     for state, count in (("warm", repeats), ("cold", max(repeats - 1, 1))):
         for _ in range(count):
             for subject in ("stock", "weightlift"):
-                plan.run("transformers", subject, state)
-    if not plan.device.startswith("cuda"):
-        return
-    tried = plan.run("try exllamav2", "stock", "warm")
+                if "transformers" in frameworks:
+                    plan.run("transformers", subject, state)
+    for framework in ("exllamav2", "exllamav3"):
+        if framework in frameworks and plan.device.startswith("cuda"):
+            _everything_compiled(plan, framework, repeats)
+
+
+def _everything_compiled(plan: Plan, framework: str, repeats: int) -> None:
+    tried = plan.run(f"try {framework}", "stock", "warm")
     if "error" in tried or "skipped" in tried:
         return
     for _ in range(repeats):
         for state in ("warm", "cold"):
             for subject in ("stock", "weightlift"):
-                plan.run("exllamav2", subject, state)
-        plan.run("exllamav2", "weightlift", "cold", fasttensors=True)
+                plan.run(framework, subject, state)
+        if framework == "exllamav2":
+            plan.run(framework, "weightlift", "cold", fasttensors=True)
 
 
 if __name__ == "__main__":

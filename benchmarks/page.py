@@ -137,7 +137,7 @@ KNOWN: Final[dict[str, Known]] = {
         "Single calls of the safetensors face", "benchmarks/calls.py", "calls through the face", page_parts.calls
     ),
     "integrations": Known(
-        "Under transformers and ExLlamaV2",
+        "Under transformers, ExLlamaV2 and ExLlamaV3",
         "benchmarks/integrations.py --output benchmarks/results/integrations.json",
         "load times of a framework with weightlift underneath",
         integration_figures.part,
