@@ -113,8 +113,8 @@ def gpu(recorded: Mapping[str, Any]) -> str:
         faster = "" if loader == OURS else ", ".join(ratios)
         lines.append(f"| {loader} | {' | '.join(shown)} | {row['worst']:.2f} | {faster} |")
     link = cell(cases[first].get("link, pinned"))
-    raw = [cell(fastest_raw(cases[state], "cold", "reused")) for state in others]
-    lines.append(f"| the link; raw direct reads of the storage | {' | '.join([link, link, *raw])} | | |")
+    limits = [cell(cases[s].get("link, pinned") or fastest_raw(cases[s], "cold", "reused")) for s in others]
+    lines.append(f"| the link, or raw direct reads of the storage | {' | '.join([link, link, *limits])} | | |")
     pinned = cases[first].get(f"{OURS}, {first}", {}).get("pinned_bytes")
     if pinned:
         lines.append(f"\nweightlift pins {pinned['median'] / 1e6:.0f} MB for that.")
@@ -127,11 +127,17 @@ def _gpu_words(sections: Mapping[str, Mapping[str, Any]]) -> str:
         state: max(case["checkpoint"] for case in section["cases"] if case["name"].startswith(OURS)) / 1e9
         for state, section in sections.items()
     }
-    amounts = ", ".join(f"{state} {size:.1f} GB in {sections[state]['rounds']} rounds" for state, size in sizes.items())
+    cards = {state: section["taken"]["gpus"][0] for state, section in sections.items()}
+    usual = first["taken"]["gpus"][0]
+    amounts = ", ".join(
+        f"{state} {size:.1f} GB in {sections[state]['rounds']} rounds"
+        f"{'' if cards[state] == usual else f' onto an {cards[state]}'}"
+        for state, size in sizes.items()
+    )
     return (
-        f"Onto one {first['taken']['gpus'][0]}, GB/s, medians with the spread; what is not warm comes from a loop "
-        "device over memory.\nEvery load runs in a fresh process, pinning included: "
-        f"{amounts}.\nTaken by `benchmarks/gpu.py` and recorded in `benchmarks/results/gpu.json`:\n"
+        f"Onto one {usual}, GB/s, medians with the spread; cold and half-warm loads come from a loop device over "
+        f"memory.\nEvery load runs in a fresh process, pinning included: {amounts}.\nTaken by `benchmarks/gpu.py` and "
+        "recorded in `benchmarks/results/gpu.json`:\n"
     )
 
 
