@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from weightlift.types import LoadReport
 
 _WINDOW_BYTES: Final = 32 * MIB
+_EXPECTED_BYTES: Final = 512 * MIB
+"""Device memory that is prepared at once: a call to the driver for every tensor would hold the bytes up."""
 
 
 class _Unit:
@@ -107,7 +109,7 @@ class TensorStream:
         self._flying: deque[_Unit] = deque()
         self._by_extent: list[_Unit] = []
         self._ready: Iterator[tuple[str, Any]] = iter(())
-        self._submitted_bytes = 0
+        self._submitted_bytes = self._expected_bytes = 0
         self._window_bytes = options.host_memory if where.accesses else _WINDOW_BYTES
         self._transfer = Transfer(
             description,
@@ -205,6 +207,7 @@ class TensorStream:
             finished_waits = any(unit.left == 0 for unit in self._flying)
             if self._flying and (finished_waits or in_flight >= self._window_bytes):
                 return
+            self._expect()
             rows = self._pending.popleft()
             unit = _Unit(rows, self._where.target(rows))
             extents = self._transfer.submit(unit.target)
@@ -212,6 +215,20 @@ class TensorStream:
             self._by_extent.extend([unit] * len(extents))
             self._submitted_bytes += sum(extent.length for extent in extents)
             self._flying.append(unit)
+
+    def _expect(self) -> None:
+        """Prepare the devices' memory for the next units together, once that of the ones before is used up."""
+        if not self._where.accesses or self._submitted_bytes < self._expected_bytes:
+            return
+        rows: list[int] = []
+        for unit in self._pending:
+            rows.extend(unit)
+            self._expected_bytes += self._description.bytes_of(unit)
+            if self._expected_bytes - self._submitted_bytes >= _EXPECTED_BYTES:
+                break
+        wanted = self._where.device_bytes(rows)
+        for access in self._where.accesses:
+            access.memory.expect(wanted.get(access.device, 0))
 
     def _finish(self) -> None:
         self._closed = True

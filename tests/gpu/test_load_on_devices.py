@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import weightlift as wl
+from weightlift import streaming
 from weightlift.errors import DeviceError, SelectionError
 from weightlift.formats import describe
 from weightlift.loading import transfer_rows
@@ -231,15 +232,17 @@ def test_an_interrupted_load_drains_its_copies(tmp_path: Path, gpu: FakeGpu, dev
     assert gpu.counters().stray_copies == 0
 
 
-def test_memory_is_asked_for_beforehand_only_for_several_blocks(
+def test_device_memory_is_prepared_for_many_tensors_at_once(
     tmp_path: Path, devices: FakeDevices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
     monkeypatch.setattr(FakeMemory, "expect", lambda _, nbytes: asked.append(nbytes))
-    specs = [TensorSpec(f"large.{number}", "U8", (11 * MIB,)) for number in range(3)]
+    monkeypatch.setattr(streaming, "_EXPECTED_BYTES", 25 * MIB)
+    specs = [TensorSpec(f"large.{number}", "U8", (11 * MIB,)) for number in range(4)]
     path = write_checkpoint(tmp_path / "model.safetensors", specs)
     with wl.stream(path, device="cuda:0") as stream:
-        assert len(list(stream)) == 3
-    assert not asked, "each tensor of a stream is a block by itself"
+        assert len(list(stream)) == 4
+    assert asked == [33 * MIB, 11 * MIB], "never more than is still to come, nor for each tensor by itself"
+    asked.clear()
     wl.load(path, device="cuda:0")
-    assert asked == [33 * MIB]
+    assert asked == [44 * MIB]
