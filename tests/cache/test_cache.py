@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from page_cache import kept
 
 from weightlift.errors import AccessError, CheckpointNotFoundError, InsufficientMemoryError, NotACheckpointError
 from weightlift.health.cache import warm as warm_module
@@ -78,7 +79,7 @@ class TestResidency:
         os.pread(descriptor, 2 * MIB + 512 * KIB, 6 * MIB)
         os.close(descriptor)
         (entry,) = residencies(find_files([path]))
-        assert entry.cached_bytes == 2 * MIB + 512 * KIB
+        assert entry.cached_bytes == kept(2 * MIB + 512 * KIB)
         assert entry.cells == tuple([0.0] * 6 + [1.0, 1.0, 0.5] + [0.0] * 15)
 
     def test_a_small_file_has_few_cells(self, cold_file: Cold) -> None:
@@ -100,9 +101,9 @@ class TestWarm:
         paths = [cold_file("a", 20 * MIB + 123), cold_file("b", 5000)]
         calls: list[tuple[int, int]] = []
         result = warm(find_files(paths), progress=lambda done, total: calls.append((done, total)))
-        assert [count_cached(path) for path in paths] == [20 * MIB + 123, 5000]
+        assert [count_cached(path) for path in paths] == [kept(20 * MIB + 123), 5000]
         assert (result.read_bytes, result.bound) == (20 * MIB + 5123, "")
-        assert (total_cached(result.before), total_cached(result.after)) == (0, 20 * MIB + 5123)
+        assert (total_cached(result.before), total_cached(result.after)) == (0, kept(20 * MIB + 5123))
         assert calls[-1] == (20 * MIB + 5123, 20 * MIB + 5123)
 
     def test_what_is_cached_is_not_read_again(self, cold_file: Cold) -> None:
@@ -113,13 +114,13 @@ class TestWarm:
     def test_a_budget_is_kept_to_the_page(self, cold_file: Cold, count_cached: Cached) -> None:
         paths = [cold_file("a", 12 * MIB), cold_file("b", 48 * MIB), cold_file("c", 12 * MIB)]
         result = warm(find_files(paths), budget_bytes=20 * MIB)
-        assert [count_cached(path) for path in paths] == [12 * MIB, 8 * MIB, 0]
+        assert [count_cached(path) for path in paths] == [kept(12 * MIB), kept(8 * MIB), 0]
         assert (result.read_bytes, result.room_bytes, result.bound) == (20 * MIB, 20 * MIB, "budget")
 
     def test_so_is_what_memory_has_room_for(self, cold_file: Cold, count_cached: Cached) -> None:
         path = cold_file("a", 48 * MIB)
         result = warm(find_files([path]), budget_bytes=40 * MIB, spare=lambda: 16 * MIB)
-        assert count_cached(path) == 16 * MIB
+        assert count_cached(path) == kept(16 * MIB)
         assert (result.room_bytes, result.bound) == (16 * MIB, "memory")
 
     def test_it_ends_when_memory_gets_short_meanwhile(self, cold_file: Cold) -> None:
@@ -189,4 +190,4 @@ class TestEvict:
         monkeypatch.undo()
         assert (result.before_bytes, result.gone) == (None, False)
         assert "another user" in result.reason
-        assert count_cached(path) == 4 * MIB
+        assert count_cached(path) == kept(4 * MIB)
