@@ -30,7 +30,7 @@ from weightlift.host import kernel, residency, storage, sweeping
 from weightlift.host.probes import run_probes
 from weightlift.operations import ShardSource
 from weightlift.plan import GRANULE_BYTES, ShardFacts
-from weightlift.units import MIB, PAGE_BYTES, align_up
+from weightlift.units import MIB, PAGE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
 
 
 _COUNTED_BYTES: Final = 64 * MIB
-_COUNTS: Final = 64
-"""No more counts than this for large files, as far as they are few, when only their sum is wanted."""
 
 
 class OpenShards:
@@ -138,7 +136,7 @@ class OpenShards:
     ) -> tuple[dict[int, list[int | None]], dict[int, int]]:
         """Try direct reads and count cached blocks in one go; without a word about blocks that are quickly counted."""
         files = [(fd, self._looked_at(index)) for index, fd in descriptors.items()]
-        if not self._look_at_cache or _bytes_of(files) <= kernel.QUICK_RANGE_BYTES:
+        if not self._look_at_cache or residency.total_bytes(files) <= kernel.QUICK_RANGE_BYTES:
             files = []
         probes = {index: trial.probe for index, trial in trials.items() if trial.probe is not None}
         step = GRANULE_BYTES * residency.BLOCK_GRANULES
@@ -197,10 +195,10 @@ class OpenShards:
         if not self._look_at_cache:
             return None
         files = [(self.sources[index].descriptor, self._looked_at(index)) for index in self._used]
-        total = _bytes_of(files)
-        step = max(_COUNTED_BYTES, align_up(total // _COUNTS, PAGE_BYTES))
+        total = residency.total_bytes(files)
         ask = run_probes if total <= kernel.QUICK_RANGE_BYTES else self._ask
-        counts, _ = residency.count_together(files, step, ask)
+        # Only their sum is wanted, so that no piece needs a closer look.
+        counts, _ = residency.count_together(files, residency.piece_bytes(total, _COUNTED_BYTES), ask)
         flat = [count for shard in counts for count in shard]
         return None if None in flat else sum(count for count in flat if count is not None)
 
@@ -244,10 +242,6 @@ class OpenShards:
             tensor=tensor,
             offset=offset,
         )
-
-
-def _bytes_of(files: Sequence[tuple[int, Sequence[Part]]]) -> int:
-    return sum(length for _, parts in files for _, length in parts)
 
 
 def readonly_address(mapping: mmap.mmap) -> int:

@@ -160,6 +160,10 @@ class TestResidency:
         assert len(asked) == 6
         assert residency.count_together([], GRANULE, ask) == ([], [])
 
+    def test_an_empty_file_has_no_steps_of_any_size(self, make_file: Callable[[int], CachedFile]) -> None:
+        for step in (0, GRANULE):
+            assert residency.count_together([(make_file(0).fd, [])], step, run_probes) == ([[]], [])
+
     @pytest.mark.parametrize("pieces", [1, 2, 3, 7])
     def test_pieces_of_many_steps_are_counted_first(
         self, make_file: Callable[[int], CachedFile], monkeypatch: pytest.MonkeyPatch, pieces: int

@@ -11,7 +11,7 @@ import sys
 from bisect import bisect_right
 from dataclasses import dataclass
 from enum import IntEnum
-from itertools import compress, islice, repeat
+from itertools import compress, islice
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from weightlift.host import kernel
@@ -151,32 +151,40 @@ def count_together(
     Returns:
         For each file what :func:`count_cached` gives for its parts, and the answers to the trials.
     """
-    total = sum(length for _, parts in files for _, length in parts)
-    size = max(step, align_up(total // _PIECES, step))
-    pieces = [list(_steps(parts, size)) for _, parts in files]
-    probes = [Probe(fd, *piece) for (fd, _), found in zip(files, pieces, strict=True) for piece in found]
+    size = piece_bytes(total_bytes(files), step)
+    pieces = [[Probe(fd, *piece) for piece in _steps(parts, size)] for fd, parts in files]
+    probes = [probe for found in pieces for probe in found]
     answers = ask([*trials, *probes]) if probes or trials else []
-    pages = answers[len(trials) :]
-    mixed = [] if size == step else [_is_mixed(probe, n) for probe, n in zip(probes, pages, strict=True)]
-    closer = [Probe(probe.fd, *one) for probe in compress(probes, mixed) for one in _steps([probe[1:3]], step)]
-    finer = iter(zip(closer, ask(closer), strict=True)) if closer else iter(())
+    counted = _closer(probes, answers[len(trials) :], step, ask)
     counts: list[list[int | None]] = []
-    first = 0
     for (fd, parts), found in zip(files, pieces, strict=True):
-        own, first = slice(first, first + len(found)), first + len(found)
-        counted: list[int | None] = []
-        for piece, n, split in zip(found, pages[own], mixed[own] or repeat(False), strict=False):
-            here = list(islice(finer, -(-piece[1] // step))) if split else []
-            counted += [_bytes_of(m, probe.length) for probe, m in here] if split else _evenly(piece[1], n, step)
-        if None in counted:
+        own = [count for _ in found for count in next(counted)]
+        if None in own:
             # The kernel lacks the call or refuses; what else may be believed is known there.
-            counted = [count for part in parts for count in count_cached(fd, *part, step)]
-        counts.append(counted)
+            own = [count for part in parts for count in count_cached(fd, *part, step)]
+        counts.append(own)
     return counts, answers[: len(trials)]
 
 
-def _is_mixed(probe: Probe, pages: int) -> bool:
-    return 0 < pages * kernel.PAGE_SIZE < probe.length
+def total_bytes(files: Iterable[tuple[int, Iterable[Part]]]) -> int:
+    """Bytes of all parts of files."""
+    return sum(length for _, parts in files for _, length in parts)
+
+
+def piece_bytes(nbytes: int, least_bytes: int) -> int:
+    """Size of the pieces in which so many bytes are counted in one go: a multiple of the least, and not very many."""
+    return least_bytes if nbytes <= _PIECES * least_bytes else align_up(nbytes // _PIECES, least_bytes)
+
+
+def _closer(probes: Sequence[Probe], pages: Sequence[int], step: int, ask: RunProbes) -> Iterator[list[int | None]]:
+    """The counts of each piece's steps, asked for again where the piece is cached in part."""
+    told = list(zip(probes, pages, strict=True))
+    split = [probe.length > step and 0 < n * kernel.PAGE_SIZE < probe.length for probe, n in told]
+    finer = [Probe(probe.fd, *part) for probe in compress(probes, split) for part in _steps([probe[1:3]], step)]
+    found = iter(zip(finer, ask(finer), strict=True)) if finer else iter(())
+    for (probe, n), again in zip(told, split, strict=True):
+        steps = islice(found, -(-probe.length // step) if again else 0)
+        yield [_bytes_of(m, part.length) for part, m in steps] or _evenly(probe.length, n, step)
 
 
 def _bytes_of(pages: int, length: int) -> int | None:
