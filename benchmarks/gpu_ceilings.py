@@ -36,11 +36,12 @@ def link(torch: Any, devices: Sequence[str], options: Mapping[str, Any]) -> Figu
     Args:
         torch: the module.
         devices: where to.
-        options: ``chunks_mib``, ``streams`` and ``bytes`` per device and point.
+        options: ``chunks_mib``, ``streams`` and ``bytes`` per device and point; ``events``: record one behind each
+            copy, ``plain`` or ``waking`` (which threads may sleep for in the runtime).
     """
     points: list[dict[str, Any]] = []
     for chunk, streams in itertools.product(options["chunks_mib"], options["streams"]):
-        copy = _pinned_copies(torch, devices, chunk * MIB, streams)
+        copy = _pinned_copies(torch, devices, chunk * MIB, streams, options.get("events"))
         count = max(streams, int(options["bytes"]) // (chunk * MIB))
         copy(streams)
         seconds = statistics.median(copy(count) for _ in range(REPEATS))
@@ -48,12 +49,15 @@ def link(torch: Any, devices: Sequence[str], options: Mapping[str, Any]) -> Figu
     return _fastest(points)
 
 
-def _pinned_copies(torch: Any, devices: Sequence[str], nbytes: int, streams: int) -> Callable[[int], float]:
+def _pinned_copies(
+    torch: Any, devices: Sequence[str], nbytes: int, streams: int, events: str | None
+) -> Callable[[int], float]:
     """A function that copies so many chunks to every device and says how many seconds that took."""
     on_gpu = devices[0].startswith("cuda")
     sources = [torch.empty(nbytes, dtype=torch.uint8, pin_memory=on_gpu).fill_(1) for _ in range(streams)]
     targets = {device: [torch.empty(nbytes, dtype=torch.uint8, device=device) for _ in sources] for device in devices}
     queues = {device: [torch.cuda.Stream(device) if on_gpu else None for _ in sources] for device in devices}
+    behind = {device: torch.cuda.Event(blocking=events == "waking") for device in devices if events and on_gpu}
 
     def copy(count: int) -> float:
         synchronize(torch, devices)
@@ -64,6 +68,8 @@ def _pinned_copies(torch: Any, devices: Sequence[str], nbytes: int, streams: int
                 # The context manager of no stream does nothing.
                 with torch.cuda.stream(queues[device][lane]):
                     targets[device][lane].copy_(sources[lane], non_blocking=True)
+                    if device in behind:
+                        behind[device].record()
         synchronize(torch, devices)
         return time.perf_counter() - start
 

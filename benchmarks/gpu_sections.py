@@ -6,6 +6,7 @@ Pure data out of a context; nothing here runs or prints anything. A section's do
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import TYPE_CHECKING, Any
 
 import raw
@@ -23,7 +24,11 @@ if TYPE_CHECKING:
 COLD, WARM, HALF = CacheState.COLD, CacheState.WARM, CacheState.HALF
 LINK = {"chunks_mib": (4, 8, 32), "streams": (1, 2), "bytes": 2 << 30}
 PAGEABLE = {"chunks_mib": (4, 16), "threads": (1, 4), "bytes": 1 << 30}
-RAW_POINTS = ((2, 4 * MIB), (4, 8 * MIB), (16, 4 * MIB))
+RAW_POINTS = {
+    "direct": ((2, 4 * MIB), (4, 8 * MIB), (16, 4 * MIB)),
+    # Copying out of the page cache takes all processors to be fastest; storage may not want many.
+    "buffered": ((len(os.sched_getaffinity(0)), 4 * MIB),),
+}
 SECOND = ", second load"
 
 
@@ -127,6 +132,15 @@ class Draft:
         """The link to the first of several devices."""
         return self._ceiling("link to the first, pinned", "ceiling_link", LINK, devices=self.context.devices[:1])
 
+    def events(self) -> tuple[str, ...]:
+        """The link with an event behind each copy, of the kind that a thread may sleep for and of the other."""
+        return tuple(
+            self._ceiling(
+                f"link, {kind} events", "ceiling_link", {**LINK, "chunks_mib": (2,), "streams": (1,), "events": kind}
+            )
+            for kind in ("waking", "plain")
+        )
+
     def pageable(self) -> str:
         """Copies out of ordinary memory."""
         return self._ceiling("link, pageable", "ceiling_pageable", PAGEABLE)
@@ -143,8 +157,7 @@ class Draft:
     def raw(self, method: str) -> tuple[str, ...]:
         """Raw reads into buffers used again."""
         names = []
-        # Copying out of the page cache takes all processors to be fastest; storage may not want many.
-        for threads, chunk in RAW_POINTS if method == "direct" else RAW_POINTS[-1:]:
+        for threads, chunk in RAW_POINTS[method]:
             point = raw.Point(self.state if self.state is not HALF else COLD, method, "reused", threads, chunk)
             plain = raw.case(self.context.program, point, self.checkpoint)
             names.append(self.add(plain.name, plain.contestant, state=plain.state))
@@ -321,11 +334,16 @@ def concurrency(context: Context) -> Section:
     fixed = [
         draft.ours(f"{workers} × {chunk} MiB", workers=workers, chunk_bytes=chunk * MIB, loads=2)
         for workers in (8, 12, 14)
-        for chunk in (2, 4, 6, 8)
+        for chunk in (1, 2, 4, 8)
     ]
+    waking, plain = draft.events()
     seconds = tuple(name + SECOND for name in fixed)
     name = "as chosen, over the best of the sweep, second load"
-    return draft.done([Ratio(name=name, over=(chosen + SECOND,), under=seconds, at_least=0.95)])
+    ratios = [
+        Ratio(name=name, over=(chosen + SECOND,), under=seconds, at_least=0.95),
+        Ratio(name="events that wake threads, over plain ones, copies of 2 MiB", over=(waking,), under=(plain,)),
+    ]
+    return draft.done(ratios)
 
 
 SECTIONS: Mapping[str, tuple[Callable[[Context], Section], tuple[str, ...]]] = {

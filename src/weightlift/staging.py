@@ -34,7 +34,7 @@ _DEVICE_ROOMY_BYTES: Final = 120 * MIB
 _DEVICE_WORKERS_DIRECT: Final = 2
 _STORAGE_SHARE: Final = 4
 _DEVICE_CHUNKS: Final = (
-    *(8 * MIB, 6 * MIB, 4 * MIB, 3 * MIB, 2 * MIB, 1536 * KIB),
+    *(4 * MIB, 3 * MIB, 2 * MIB, 1536 * KIB),
     *(1 * MIB, 512 * KIB, 256 * KIB, 128 * KIB),
 )
 """None is larger, since the first bytes move only once a chunk is full."""
@@ -72,16 +72,16 @@ class _Shape(NamedTuple):
     chunk_bytes: int
 
 
-_FROM_CACHE: Final = _Shape(12, 15, 8 * MIB)
+_FROM_CACHE: Final = _Shape(12, 30, 4 * MIB)
 _FROM_STORAGE: Final = _Shape(10, 20, 3 * MIB)
 _TIGHT: Final = _Shape(10, 15, 3 * MIB)
 _PAGEABLE: Final = _Shape(3, 8, 4 * MIB)
 _PAGEABLE_FROM_STORAGE: Final = _Shape(4, 20, 3 * MIB)
 
 
-def _from_cache_to(devices: int) -> _Shape:
-    """For several devices: as many workers for each, in chunks small enough for the budget to hold their slots."""
-    return _Shape(12 * devices, 15 * devices, 4 * MIB)
+def _from_cache_to_several(devices: int) -> _Shape:
+    """All processors copy then; in chunks this small each of up to 28 has two slots, one to fill while one waits."""
+    return _Shape(14 * devices, 58, 2 * MIB)
 
 
 def _shape(devices: int, *, roomy: bool, from_storage: bool, pinned: bool) -> _Shape:
@@ -89,7 +89,7 @@ def _shape(devices: int, *, roomy: bool, from_storage: bool, pinned: bool) -> _S
         return _PAGEABLE_FROM_STORAGE if from_storage else _PAGEABLE
     if not roomy:
         return _TIGHT
-    return _FROM_STORAGE if from_storage else _FROM_CACHE if devices == 1 else _from_cache_to(devices)
+    return _FROM_STORAGE if from_storage else _FROM_CACHE if devices == 1 else _from_cache_to_several(devices)
 
 
 class _Concurrency(NamedTuple):
@@ -166,9 +166,9 @@ def plan_device_pool(
     """Size the staging pool of a load onto devices, and choose where concurrency starts.
 
     Workers fill slots while copies out of others are under way. Copying out of the page cache takes nearly all
-    processors to feed a fast link. Its chunks are large, since between two copies a link rests for some 3 µs, and there
-    are a few slots more than workers, since those that wait for the link leave theirs to the others. Storage is slower
-    than the link, and many drives are fastest with few large reads at a time.
+    processors to feed a fast link. Its chunks are large, since a link rests between two copies, and there
+    are twice as many slots as workers, since what waits for the link holds one too. Storage is slower than the link,
+    and many drives are fastest with few large reads at a time.
 
     Args:
         extents: what will be read, as far as it is known.

@@ -149,7 +149,6 @@ def test_signatures_are_those_of_the_header(header: str, role: str) -> None:
     [
         ("hipMemcpyHostToDevice", gpu._HOST_TO_DEVICE),
         ("hipStreamNonBlocking", gpu._STREAM_NON_BLOCKING),
-        ("hipEventBlockingSync", gpu._EVENT_BLOCKING_SYNC),
         ("hipEventDisableTiming", gpu._EVENT_DISABLE_TIMING),
         ("hipHostRegisterPortable", gpu._REGISTER_PORTABLE),
         ("hipErrorNotReady", gpu.NOT_READY),

@@ -127,7 +127,8 @@ class DeviceStagingMachine(RuleBasedStateMachine):
         assert runtime.set_device(queue.ordinal) == 0
         assert runtime.copy_to_device(self.target, address, memory.slot_bytes, queue.streams[0]) == 0
         assert runtime.record(queue.events[slot], queue.streams[0]) == 0
-        assert runtime.wait(queue.events[slot]) == 0
+        runtime.synchronize_stream(queue.streams[0])
+        assert runtime.query(queue.events[slot]) == 0
         assert ctypes.string_at(self.target, memory.slot_bytes) == bytes([value]) * memory.slot_bytes
 
     @precondition(lambda self: self.loans)

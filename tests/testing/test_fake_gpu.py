@@ -88,7 +88,7 @@ class TestFakeIsAsynchronous:
         assert rig.landed() == bytes([UNWRITTEN]) * SIZE
         ctypes.memset(rig.source, 0x22, SIZE)
         gpu.resume()
-        assert gpu.runtime.wait(rig.event) == 0
+        gpu.runtime.synchronize_stream(rig.stream)
         assert gpu.runtime.query(rig.event) == 0
         assert rig.landed() == b"\x22" * SIZE
         assert (gpu.copied_bytes(0), gpu.copied_bytes(1)) == (SIZE, 0)
@@ -150,7 +150,8 @@ class TestFakeIsAsynchronous:
         gpu.runtime.synchronize_stream(rig.stream)
         assert gpu.runtime.query(rig.event) == NOT_READY
         gpu.release(rig.other)
-        assert gpu.runtime.wait(rig.event) == 0
+        gpu.settle()
+        assert gpu.runtime.query(rig.event) == 0
 
     def test_the_default_stream_is_that_of_the_current_device(self, gpu: FakeGpu, rig: Rig) -> None:
         assert gpu.runtime.record(rig.event, 0) == 0
@@ -289,16 +290,16 @@ class TestFakeChecks:
     def test_a_call_hangs_until_it_is_let_go(self, library: Path, kind: Kind, ends: str) -> None:
         codes: list[int] = []
         with FakeGpu(library, kind) as gpu:
-            thread = threading.Thread(target=lambda: codes.append(gpu.runtime.wait(1)))
-            gpu.hang("EventSynchronize")
+            thread = threading.Thread(target=lambda: codes.append(gpu.runtime.register(0, 1)))
+            gpu.hang("HostRegister")
             thread.start()
-            gpu.wait_for_calls("EventSynchronize", hanging=1)
+            gpu.wait_for_calls("HostRegister", hanging=1)
             assert codes == []
             if ends == "unhang":
-                gpu.unhang("EventSynchronize")
+                gpu.unhang("HostRegister")
                 thread.join()
         thread.join()
-        assert codes == [INVALID_HANDLE]
+        assert codes == [INVALID_VALUE]
 
 
 def test_without_a_compiler_the_reason_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

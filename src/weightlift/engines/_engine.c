@@ -22,7 +22,7 @@
  *   copies, records the slots' events behind them, and moves them to the list of copies under way, the oldest first.
  * - Whoever has the turn asks for the oldest copies, tells that their chunks have landed and frees their slots. A thread
  *   without a free slot, or with nothing left to claim, becomes the one that waits, unless there is one: it asks again and
- *   again for a moment, as being woken by a device takes longer than a copy, and then sleeps until the oldest has completed,
+ *   again for a moment, as being woken takes longer than a copy, and then with pauses until the oldest has completed,
  *   without the turn. No thread leaves while a list has entries, unless another has the turn or waits and so comes back to
  *   it. So every copy under way is being waited for, or will be by a thread that is busy now.
  * - A runtime may hang when a thread's first call comes in the middle of a load (seen with ROCm on gfx1100). So all
@@ -66,7 +66,9 @@
 #define REGISTER_PORTABLE 1
 #define STAGE_BITS 3
 #define MILLISECOND ((uint64_t)1000000)
-#define ASKING (MILLISECOND / 10) /* for how long a thread asks for copies before it sleeps */
+#define ASKING (MILLISECOND / 10) /* for how long a thread asks for copies before it pauses in between */
+#define PAUSE_SHORTEST 20000L    /* nanoseconds */
+#define PAUSE_LONGEST 160000L
 #define LINE_BYTES 4096 /* what a pipe takes in one piece */
 
 #ifdef __linux__
@@ -158,7 +160,6 @@ typedef struct {
     int (*copy)(void *destination, const void *source, size_t bytes, int direction, void *stream);
     int (*record)(void *event, void *stream);
     int (*query)(void *event);
-    int (*wait)(void *event);
     int (*stream_wait)(void *stream, void *event, unsigned flags);
     int (*register_memory)(void *address, size_t bytes, unsigned flags);
     int (*last_error)(void);
@@ -461,14 +462,21 @@ static void *slot_event(const wl_engine *engine, const chunk *c) {
     return at(engine->queues[c->extent.device].given.events[c->slot]);
 }
 
-/* Waits until the copies before a recorded event have completed, also when the runtime refuses to: nobody may free their
- * memory earlier. Returns what it answered first. */
+/* Waits until the copies before a recorded event have completed, also when the runtime refuses to tell once: nobody may free
+ * their memory earlier. Returns that refusal, or 0. Asking again and again after a pause is cheaper than sleeping in the
+ * runtime: events that wake somebody raise an interrupt each, and the link rests for it between two copies. */
 static int settle(const runtime_calls *runtime, void *event) {
-    static const struct timespec pause = {0, (long)MILLISECOND};
-    int code = told(runtime, runtime->wait(event));
-    if (code)
-        while (told(runtime, runtime->query(event)) == runtime->not_ready) nanosleep(&pause, NULL);
-    return code;
+    struct timespec pause = {0, PAUSE_SHORTEST};
+    int refused = 0, code;
+    while ((code = told(runtime, runtime->query(event))) == runtime->not_ready || (code && !refused)) {
+        if (code != runtime->not_ready) {
+            refused = code;
+            continue;
+        }
+        nanosleep(&pause, NULL);
+        if (pause.tv_nsec < PAUSE_LONGEST) pause.tv_nsec *= 2;
+    }
+    return refused;
 }
 
 static int call_device(worker *self, uint32_t device) {
@@ -1204,7 +1212,7 @@ EXPORT void wl_probe(wl_probe_job *jobs, uint64_t count, uint32_t threads) {
 
 /* ---- what Python calls ----------------------------------------------------------------------------------------- */
 
-EXPORT uint32_t wl_abi(void) { return 6; }
+EXPORT uint32_t wl_abi(void) { return 7; }
 
 EXPORT void wl_free(wl_engine *engine) {
     if (!engine) return;
@@ -1295,10 +1303,9 @@ EXPORT int wl_set_devices(wl_engine *engine, const uint64_t *functions, int32_t 
         .copy = (int (*)(void *, const void *, size_t, int, void *))(uintptr_t)functions[1],
         .record = (int (*)(void *, void *))(uintptr_t)functions[2],
         .query = (int (*)(void *))(uintptr_t)functions[3],
-        .wait = (int (*)(void *))(uintptr_t)functions[4],
-        .stream_wait = (int (*)(void *, void *, unsigned))(uintptr_t)functions[5],
-        .register_memory = (int (*)(void *, size_t, unsigned))(uintptr_t)functions[6],
-        .last_error = (int (*)(void))(uintptr_t)functions[7],
+        .stream_wait = (int (*)(void *, void *, unsigned))(uintptr_t)functions[4],
+        .register_memory = (int (*)(void *, size_t, unsigned))(uintptr_t)functions[5],
+        .last_error = (int (*)(void))(uintptr_t)functions[6],
         .not_ready = not_ready,
     };
     engine->queues = calloc(count, sizeof *engine->queues);

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from weightlift.device_operations import Devices, SlotMemory
     from weightlift.engines.moving import Chunk, Doing
 
-_RETRY_SECONDS: Final = 0.001
+_PAUSE_SECONDS_MIN: Final = 20e-6
+_PAUSE_SECONDS_MAX: Final = 160e-6
 
 
 class DeviceCallError(Exception):
@@ -129,12 +130,20 @@ class DeviceWorker:
             self._settle(event)
 
     def _settle(self, event: int) -> int:
-        """Wait until the copies before an event have completed, even if the runtime refuses to wait."""
-        code = self._runtime.wait(event)
-        if code:
-            while self._runtime.query(event) == self._runtime.not_ready:
-                time.sleep(_RETRY_SECONDS)
-        return code
+        """Wait until the copies before an event have completed, even if the runtime refuses to tell; returns that code.
+
+        Asked for with pauses, since events that wake somebody cost the link time (see ``GpuRuntime.create_event``).
+        """
+        refused, pause = 0, _PAUSE_SECONDS_MIN
+        while code := self._runtime.query(event):
+            if code == self._runtime.not_ready:
+                time.sleep(pause)
+                pause = min(2 * pause, _PAUSE_SECONDS_MAX)
+            elif refused:
+                break
+            else:
+                refused = code
+        return refused
 
     def has_landed(self, chunk: Chunk) -> bool:
         """Whether the copies of a chunk have completed.
@@ -155,7 +164,7 @@ class DeviceWorker:
         """Wait for the copies of a chunk.
 
         Raises:
-            DeviceCallError: the runtime would not wait; they have completed all the same.
+            DeviceCallError: the runtime would not tell; they have completed all the same.
         """
         code = self._settle(self._queues[chunk.extent.device].events[chunk.slot])
         if code:

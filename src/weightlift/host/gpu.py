@@ -56,7 +56,6 @@ CALLS: Final[dict[str, Call]] = {
     "copy": Call("cudaMemcpyAsync", "hipMemcpyAsync", (_POINTER, _POINTER, _SIZE, _INT, _POINTER), quick=True),
     "record": Call("cudaEventRecord", "hipEventRecord", (_POINTER, _POINTER), quick=True),
     "query": Call("cudaEventQuery", "hipEventQuery", (_POINTER,), quick=True),
-    "wait": Call("cudaEventSynchronize", "hipEventSynchronize", (_POINTER,)),
     "stream_wait": Call("cudaStreamWaitEvent", "hipStreamWaitEvent", (_POINTER, _POINTER, _FLAGS), quick=True),
     "register": Call("cudaHostRegister", "hipHostRegister", (_POINTER, _SIZE, _FLAGS)),
     "last_error": Call("cudaGetLastError", "hipGetLastError", (), quick=True),
@@ -76,12 +75,11 @@ CALLS: Final[dict[str, Call]] = {
 }
 """Every function used, by what it is for."""
 
-_ENGINE_ROLES: Final = ("set_device", "copy", "record", "query", "wait", "stream_wait", "register", "last_error")
+_ENGINE_ROLES: Final = ("set_device", "copy", "record", "query", "stream_wait", "register", "last_error")
 """What the native engine is given, in the order of :meth:`weightlift.device_operations.Runtime.function_table`."""
 
 _HOST_TO_DEVICE: Final = 1
 _STREAM_NON_BLOCKING: Final = 1
-_EVENT_BLOCKING_SYNC: Final = 1
 _EVENT_DISABLE_TIMING: Final = 2
 _REGISTER_PORTABLE: Final = 1
 _BUS_ID_BYTES: Final = 32
@@ -195,10 +193,6 @@ class GpuRuntime:
         """See :class:`weightlift.device_operations.Runtime`."""
         return self._told(self._quick["query"](event))
 
-    def wait(self, event: int) -> int:
-        """See :class:`weightlift.device_operations.Runtime`."""
-        return self._told(self._waiting["wait"](event))
-
     def stream_wait(self, stream: int, event: int) -> int:
         """See :class:`weightlift.device_operations.Runtime`."""
         return self._told(self._quick["stream_wait"](stream, event, 0))
@@ -308,8 +302,12 @@ class GpuRuntime:
         self._do("synchronize_stream", stream)
 
     def create_event(self, ordinal: int) -> int:
-        """An event of a device that keeps no time, and whose waiters give the processor away."""
-        return self._make("create_event", ordinal, _EVENT_BLOCKING_SYNC | _EVENT_DISABLE_TIMING)
+        """An event of a device that keeps no time and wakes nobody: it is asked for.
+
+        One that could be slept for in the runtime (``BlockingSync``) raises an interrupt whenever it happens, and
+        between two copies the link rests longer for it (measured on H200, ``benchmarks/gpu.py --only concurrency``).
+        """
+        return self._make("create_event", ordinal, _EVENT_DISABLE_TIMING)
 
     def destroy_event(self, event: int) -> None:
         """Give an event back."""

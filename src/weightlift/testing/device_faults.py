@@ -102,8 +102,10 @@ class DeviceFaults(ABC):
             # In the middle of a chunk, whose other copies have to be waited for.
             ("MemcpyAsync", 22, Stage.DEVICE_COPY),
             ("EventRecord", 1, Stage.DEVICE_COPY),
+            # The first that asks for a copy, one of those that ask for a moment, and one between pauses.
             ("EventQuery", FIRST_CALLS, Stage.DEVICE_WAIT),
-            ("EventSynchronize", 0, Stage.DEVICE_WAIT),
+            ("EventQuery", FIRST_CALLS + 3, Stage.DEVICE_WAIT),
+            ("EventQuery", FIRST_CALLS + 2000, Stage.DEVICE_WAIT),
         ],
     )
     @pytest.mark.parametrize("workers", [1, 4])
@@ -119,9 +121,9 @@ class DeviceFaults(ABC):
         ]
         bench.gpu.pause()
         engine.submit(extents)
-        if function == "EventSynchronize":
-            # A copy that lands at once is not waited for.
-            bench.gpu.wait_for_calls(function, 1)
+        if function == "EventQuery":
+            # A copy that lands at once is not asked for often.
+            bench.gpu.wait_for_calls(function, after + 1)
         bench.gpu.resume()
         failure = self.failure(bench, engine)
         assert (failure.kind, failure.error_number, failure.stage) == (FailureKind.DEVICE, _CODE, stage)
@@ -132,7 +134,7 @@ class DeviceFaults(ABC):
 
     @pytest.mark.parametrize(
         ("function", "after"),
-        [("MemcpyAsync", 3), ("EventRecord", 3), ("EventSynchronize", 0), ("EventQuery", FIRST_CALLS)],
+        [("MemcpyAsync", 3), ("EventRecord", 3), ("EventQuery", FIRST_CALLS), ("EventQuery", FIRST_CALLS + 2000)],
     )
     def test_a_runtime_that_is_broken_for_good_lets_everybody_leave(
         self, bench: DeviceBench, function: str, after: int
@@ -236,7 +238,7 @@ class DeviceFaults(ABC):
         [
             ("HostRegister", Stage.REGISTERING, "pinning memory for"),
             ("MemcpyAsync", Stage.DEVICE_COPY, "starting a copy to the device from"),
-            ("EventSynchronize", Stage.DEVICE_WAIT, "waiting for the device with"),
+            ("EventQuery", Stage.DEVICE_WAIT, "waiting for the device with"),
             ("SetDevice", Stage.DEVICE_COPY, "starting a copy to the device from"),
         ],
     )
@@ -248,9 +250,12 @@ class DeviceFaults(ABC):
                 f"this engine calls {kind}{function} with the interpreter lock held, so nothing in Python could go on"
             )
         engine = self.make(bench)
-        bench.gpu.hang(function)
         # A copy that lands at once is not waited for.
         bench.gpu.pause()
+        if function == "EventQuery":
+            engine.set_limits(1, CHUNK)
+            bench.gpu.wait_for_calls(function, self.FIRST_CALLS)
+        bench.gpu.hang(function)
         engine.set_limits(1, CHUNK)
         with Listener() as listener:
             engine.watch(_WATCH_SECONDS, ["weights of the\nmodel"], listener.descriptor)
