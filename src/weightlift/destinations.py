@@ -69,25 +69,29 @@ def devices_of(description: Description, rows: Sequence[int], device: Any) -> li
 
 
 def _by_glob(description: Description, rows: Sequence[int], mapping: Mapping[str, Any]) -> list[str]:
-    devices, match = [device_name(device) for device in mapping.values()], _first_of(tuple(mapping))
+    devices, rules = [device_name(device) for device in mapping.values()], _rules(tuple(mapping))
     names = []
     for row in rows:
         name = description.names[row]
-        found = match(name)
-        # Without a glob at all the empty pattern matches, by no group.
-        if found is None or found.lastindex is None:
+        found = next((number for number, (part, match) in enumerate(rules) if part in name and match(name)), None)
+        if found is None:
             raise SelectionError(
                 f"no device was given for tensor {printable(name)}: none of the {len(devices)} globs matches it",
                 hint='add a rule for the rest at the end, such as {"*": "cpu"}',
             )
-        names.append(devices[found.lastindex - 1])
+        names.append(devices[found])
     return names
 
 
 @functools.lru_cache(maxsize=16)
-def _first_of(globs: tuple[str, ...]) -> Callable[[str], re.Match[str] | None]:
-    """Matches a name; the number of the group that did so is that of the first glob that fits, counted from 1."""
-    return re.compile("|".join(f"({fnmatch.translate(glob)})" for glob in globs)).match
+def _rules(globs: tuple[str, ...]) -> list[tuple[str, Callable[[str], re.Match[str] | None]]]:
+    """For each glob a part that names must have, looked for first since that is quicker, and the match itself."""
+    return [(_longest_part(glob), re.compile(fnmatch.translate(glob)).match) for glob in globs]
+
+
+def _longest_part(glob: str) -> str:
+    """The longest part of a glob that stands for itself."""
+    return "" if "[" in glob else max(re.split(r"[*?]", glob), key=len)
 
 
 class Destinations:

@@ -80,8 +80,8 @@ _PAGEABLE_FROM_STORAGE: Final = _Shape(4, 20, 3 * MIB)
 
 
 def _from_cache_to_several(devices: int) -> _Shape:
-    """All processors copy then; in chunks this small each of up to 28 has two slots, one to fill while one waits."""
-    return _Shape(14 * devices, 58, 2 * MIB)
+    """As many workers for each device; their chunks are small, as all of it competes for the memory's bandwidth."""
+    return _Shape(12 * devices, 20 * devices, 2 * MIB)
 
 
 def _shape(devices: int, *, roomy: bool, from_storage: bool, pinned: bool) -> _Shape:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from weightlift.targets.device_memory import QuickViews, TorchMemory, quick_tensors
+from weightlift.targets.device_memory import MANY, QuickViews, TorchMemory, quick_tensors
 
 TYPES = [
     torch.uint8,
@@ -61,6 +61,37 @@ def test_views_share_the_slab(memory: TorchMemory, dtype: Any, shape: tuple[int,
     assert bool((slab[128 : 128 + nbytes] == 7).all())
 
 
+@pytest.mark.parametrize("count", [MANY // 2, MANY, 5 * MANY])
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_neighbours_fill_the_slab_without_gaps(memory: TorchMemory, dtype: Any, count: int) -> None:
+    shapes = [((), (7,), (2, 3, 5))[number % 3] for number in range(count)]
+    slab = memory.allocate(torch.uint8, (1 << 16,))
+    slab.copy_((torch.arange(1 << 16) % 251).to(torch.uint8))
+    parts = memory.views(slab).tensors(64, dtype, shapes)
+    place = 64
+    for part, shape in zip(parts, shapes, strict=True):
+        end = place + math.prod(shape) * dtype.itemsize
+        assert (part.dtype, tuple(part.shape), part.is_contiguous()) == (dtype, shape, True)
+        assert part.data_ptr() == slab.data_ptr() + place
+        assert part.untyped_storage().data_ptr() == slab.data_ptr()
+        assert torch.equal(part.reshape(-1).view(torch.uint8), slab[place:end])
+        place = end
+
+
+def test_tensors_made_together_have_no_base_that_autograd_knows() -> None:
+    memory = TorchMemory(torch, "cpu", 0, 1 << 40)
+    slab = memory.allocate(torch.uint8, (1 << 16,)).zero_()
+    parts = memory.views(slab).tensors(0, torch.float32, [(4, 4)] * (2 * MANY))
+    assert all(part._base is None and not part._is_view() for part in parts)
+    first = parts[0].requires_grad_()
+    (first * 3).sum().backward()
+    with torch.no_grad():
+        first += first.grad
+    assert first.tolist() == [[3.0] * 4] * 4
+    assert parts[1].tolist() == [[0.0] * 4] * 4
+    assert not parts[1].requires_grad
+
+
 def test_a_view_keeps_its_slab_alive(memory: TorchMemory) -> None:
     slab = memory.allocate(torch.uint8, (1 << 20,))
     slab.fill_(9)
@@ -70,14 +101,15 @@ def test_a_view_keeps_its_slab_alive(memory: TorchMemory) -> None:
     assert bool((part == 9).all())
 
 
-def test_nothing_is_kept_of_what_was_made() -> None:
+@pytest.mark.parametrize("shapes", [[(16, 16)], [(4,)] * (2 * MANY)], ids=["one", "many"])
+def test_nothing_is_kept_of_what_was_made(shapes: list[tuple[int, ...]]) -> None:
     quick = quick_tensors(torch)
     assert quick is not None
 
     def make() -> None:
         for _ in range(2000):
             slab = quick.empty(torch.uint8, (1 << 16,), 0, 0)
-            QuickViews(quick, slab).tensor(64, torch.float32, (16, 16))
+            QuickViews(quick, slab).tensors(64, torch.float32, shapes)
 
     make()
     before = resident_bytes()

@@ -16,15 +16,16 @@
  *
  * Some facts about devices:
  * - Runtimes let one thread in at a time, and a dozen that queue copies of a MiB wait longer for each other than for the
- *   device (measured: 90 microseconds a chunk). So one thread has the turn at the runtime: a thread that has read a chunk
+ *   device (measured: 90 microseconds a chunk). So for each device one thread has the turn: a thread that has read a chunk
  *   puts its slot on the list of those to start and takes the turn if it is free, or else leaves the slot to whoever has it
  *   and reads on. With the turn goes the duty to start all on that list, those put there meanwhile too: it queues their
  *   copies, records the slots' events behind them, and moves them to the list of copies under way, the oldest first.
+ * - Each device has lists and a turn of its own: a link that is behind holds up no other.
  * - Whoever has the turn asks for the oldest copies, tells that their chunks have landed and frees their slots. A thread
- *   without a free slot, or with nothing left to claim, becomes the one that waits, unless there is one: it asks again and
- *   again for a moment, as being woken takes longer than a copy, and then with pauses until the oldest has completed,
- *   without the turn. No thread leaves while a list has entries, unless another has the turn or waits and so comes back to
- *   it. So every copy under way is being waited for, or will be by a thread that is busy now.
+ *   without a free slot, or with nothing left to claim, becomes the one that waits for a device, unless it has one: it asks
+ *   again and again for a moment, as being woken takes longer than a copy, and then with pauses until the oldest has
+ *   completed, without the turn. No thread leaves while a list has entries, unless another has the turn or waits and so
+ *   comes back to it. So every copy under way is being waited for, or will be by a thread that is busy now.
  * - A runtime may hang when a thread's first call comes in the middle of a load (seen with ROCm on gfx1100). So all
  *   threads are started at once, each calls every device, and nothing is claimed before all have done so.
  * - Runtimes keep an error for the thread's next caller; each one is read away.
@@ -212,11 +213,12 @@ typedef struct {
     uint64_t event, submissions;
 } waited_for;
 
-/* Only the thread with the turn changes it. */
 typedef struct {
     wl_queue given;
-    uint32_t next_stream;
-    waited_for *waited; /* per stream: what it was last made to wait for */
+    uint32_t next_stream; /* this and the next: only the thread with the turn changes them */
+    waited_for *waited;   /* per stream: what it was last made to wait for */
+    slot_list to_start, under_way;
+    int turn_taken, waiting; /* a thread calls the runtime; one waits for copies */
 } device_queue;
 
 typedef struct {
@@ -271,8 +273,6 @@ struct wl_engine {
     outcome first_failure;
     uint8_t *slot_states; /* SLOT_*, kept by the caller; NULL where nothing is registered */
     copy_under_way *copies; /* one per slot */
-    slot_list to_start, under_way;
-    int turn_taken, waiting; /* a thread calls the runtime; one waits for copies */
 
     wl_event *events; /* ring with room for every event that can be outstanding */
     uint64_t event_head, event_tail, event_room;
@@ -759,17 +759,22 @@ static void end_copy(wl_engine *engine, uint32_t slot) {
     if (copy->landed) pthread_cond_broadcast(&engine->work);
 }
 
+static device_queue *queue_of(const wl_engine *engine, uint32_t slot) {
+    return &engine->queues[engine->copies[slot].chunk.extent.device];
+}
+
 static void start_copy(worker *self, uint32_t slot) {
     wl_engine *engine = self->engine;
     copy_under_way *copy = &engine->copies[slot];
+    device_queue *queue = queue_of(engine, slot);
     begin(self, &copy->chunk, STAGE_DEVICE_COPY);
     pthread_mutex_unlock(&engine->lock);
     int copying = start_copies(self, &copy->chunk, &copy->done);
     pthread_mutex_lock(&engine->lock);
     self->activity.busy = 0;
-    if (copying) append(engine, &engine->under_way, slot);
+    if (copying) append(engine, &queue->under_way, slot);
     else end_copy(engine, slot);
-    if (copying && !engine->waiting) pthread_cond_signal(&engine->work);
+    if (copying && !queue->waiting) pthread_cond_signal(&engine->work);
 }
 
 /* Asks for a copy that was taken off its list, or waits for it, without the lock meanwhile. It has landed then, or failed; 0
@@ -796,40 +801,61 @@ static int settle_copy(worker *self, uint32_t slot, int patient) {
     return 1;
 }
 
-/* Takes the turn, if it is free, for as long as there are copies to start or the oldest has completed; 1 if any has. */
-static int take_turn(worker *self) {
+/* Takes a device's turn, if it is free, for as long as there are copies to start or the oldest has completed; 1 if any has. */
+static int take_turn(worker *self, device_queue *queue) {
     wl_engine *engine = self->engine;
     uint32_t slot;
     int ended = 0;
-    if (engine->turn_taken) return 0;
-    engine->turn_taken = 1;
+    if (queue->turn_taken) return 0;
+    queue->turn_taken = 1;
     for (;;) {
-        if ((slot = take_first(engine, &engine->to_start)) != NONE) start_copy(self, slot);
-        else if ((slot = take_first(engine, &engine->under_way)) == NONE) break;
+        if ((slot = take_first(engine, &queue->to_start)) != NONE) start_copy(self, slot);
+        else if ((slot = take_first(engine, &queue->under_way)) == NONE) break;
         else if (settle_copy(self, slot, 0)) ended = 1;
         else {
-            put_first(engine, &engine->under_way, slot);
-            if (engine->to_start.first == NONE) break;
+            put_first(engine, &queue->under_way, slot);
+            if (queue->to_start.first == NONE) break;
         }
     }
-    engine->turn_taken = 0;
+    queue->turn_taken = 0;
     return ended;
 }
 
-/* Threads above the limit leave waiting to those within, of which there is always one unless the limit is 0. */
-static int may_wait(const worker *self) {
+/* The same for every device with copies under way. */
+static int take_turns(worker *self) {
+    wl_engine *engine = self->engine;
+    int ended = 0;
+    for (uint32_t i = 0; i < engine->queue_count; i++)
+        if (engine->queues[i].under_way.first != NONE) ended |= take_turn(self, &engine->queues[i]);
+    return ended;
+}
+
+/* A device with copies under way that nobody waits for, if it is for this thread to wait: threads above the limit leave that to
+ * those within, of which there is always one unless the limit is 0. Threads begin the search with different devices. */
+static device_queue *to_wait_for(const worker *self) {
     const wl_engine *engine = self->engine;
-    if (engine->waiting || engine->under_way.first == NONE) return 0;
-    return self->index < engine->limit || engine->limit == 0 || engine->stopping;
+    if (self->index >= engine->limit && engine->limit && !engine->stopping) return NULL;
+    for (uint32_t i = 0; i < engine->queue_count; i++) {
+        device_queue *queue = &engine->queues[(self->index + i) % engine->queue_count];
+        if (!queue->waiting && queue->under_way.first != NONE) return queue;
+    }
+    return NULL;
+}
+
+/* Whether a thread calls a device's runtime or waits for one, so that slots are the devices' to free. */
+static int devices_are_busy(const wl_engine *engine) {
+    for (uint32_t i = 0; i < engine->queue_count; i++)
+        if (engine->queues[i].waiting || engine->queues[i].turn_taken) return 1;
+    return 0;
 }
 
 /* Asks whether the oldest copy has completed, until it has or a moment has passed. It stays on its list, and neither the lock
  * nor the turn is held: threads that come back from reading must not queue up behind one that has nothing to do. Another
  * thread may have ended that copy by the time the runtime refuses to answer, so a refusal is told here and at once: the
  * runtime may answer the next time, and nobody would hear of it. */
-static void ask_for_a_moment(worker *self) {
+static void ask_for_a_moment(worker *self, const device_queue *queue) {
     wl_engine *engine = self->engine;
-    const chunk oldest = engine->copies[engine->under_way.first].chunk;
+    const chunk oldest = engine->copies[queue->under_way.first].chunk;
     void *event = slot_event(engine, &oldest);
     begin(self, &oldest, STAGE_DEVICE_WAIT);
     pthread_mutex_unlock(&engine->lock);
@@ -843,30 +869,31 @@ static void ask_for_a_moment(worker *self) {
     if (code && code != engine->runtime.not_ready) fail(engine, &oldest, device_failure(code, STAGE_DEVICE_WAIT));
 }
 
-/* Waits until a copy has completed, where may_wait says that this thread may. */
-static void await_copy(worker *self) {
+/* Waits until a copy to the device that to_wait_for has named has completed, or to another meanwhile. */
+static void await_copy(worker *self, device_queue *queue) {
     wl_engine *engine = self->engine;
-    engine->waiting = 1;
-    ask_for_a_moment(self);
-    if (!take_turn(self)) {
-        uint32_t slot = take_first(engine, &engine->under_way);
+    queue->waiting = 1;
+    ask_for_a_moment(self, queue);
+    if (!take_turns(self)) {
+        uint32_t slot = take_first(engine, &queue->under_way);
         if (slot != NONE) settle_copy(self, slot, 1);
     }
-    engine->waiting = 0;
-    if (engine->under_way.first != NONE && !may_wait(self)) pthread_cond_signal(&engine->work);
+    queue->waiting = 0;
+    if (queue->under_way.first != NONE && !to_wait_for(self)) pthread_cond_signal(&engine->work);
 }
 
 static void queue_copy(worker *self, const chunk *c, const work_done *done) {
     wl_engine *engine = self->engine;
     engine->copies[c->slot] = (copy_under_way){*c, *done, NONE, 0};
-    append(engine, &engine->to_start, c->slot);
-    take_turn(self);
+    device_queue *queue = queue_of(engine, c->slot);
+    append(engine, &queue->to_start, c->slot);
+    take_turn(self, queue);
 }
 
 /* Sleeps until there may be something to do. Without a slot while copies are under way, it is the device that is waited for. */
 static void rest(worker *self, pthread_cond_t *until, int starved) {
     wl_engine *engine = self->engine;
-    int what = engine->waiting || engine->turn_taken ? TIME_DEVICE : TIME_WAIT_SLOT;
+    int what = devices_are_busy(engine) ? TIME_DEVICE : TIME_WAIT_SLOT;
     uint64_t start = now_ns();
     pthread_cond_wait(until, &engine->lock);
     uint64_t end = now_ns();
@@ -880,8 +907,9 @@ static void rest(worker *self, pthread_cond_t *until, int starved) {
 static uint32_t next_slot(worker *self, uint32_t own) {
     wl_engine *engine = self->engine;
     copy_under_way *last = own == NONE ? NULL : &engine->copies[own];
+    device_queue *queue;
     while (!engine->stopping && engine->free_count == 0 && !(last && last->landed)) {
-        if (may_wait(self)) await_copy(self);
+        if ((queue = to_wait_for(self))) await_copy(self, queue);
         else rest(self, &engine->work, 1);
     }
     if (last && !last->landed) last->chunk.kept = 0;
@@ -894,8 +922,9 @@ static uint32_t next_slot(worker *self, uint32_t own) {
 static int follow_lane(worker *self, chunk *c) {
     wl_engine *engine = self->engine;
     if (!(c->extent.flags & FLAG_LANE) || ends_extent(c)) return 0;
+    device_queue *queue;
     while (is_held(engine) && !engine->stopping) {
-        if (may_wait(self)) await_copy(self);
+        if ((queue = to_wait_for(self))) await_copy(self, queue);
         else pthread_cond_wait(&engine->parked, &engine->lock);
     }
     if (c->extent.sink == SINK_DEVICE) c->slot = next_slot(self, c->kept ? c->slot : NONE);
@@ -966,15 +995,16 @@ static void call_devices_first(worker *self) {
 static void *work_loop(void *argument) {
     worker *self = argument;
     wl_engine *engine = self->engine;
+    device_queue *queue;
     chunk c;
     pthread_mutex_lock(&engine->lock);
     if (engine->queue_count) call_devices_first(self);
     for (;;) {
-        if (engine->under_way.first != NONE) take_turn(self);
+        take_turns(self);
         if (self->index < engine->limit && can_claim(engine)) {
             claim(engine, &c);
             carry_out(self, &c);
-        } else if (may_wait(self)) await_copy(self);
+        } else if ((queue = to_wait_for(self))) await_copy(self, queue);
         else if (engine->stopping) break;
         else {
             int within = self->index < engine->limit;
@@ -1277,7 +1307,6 @@ EXPORT wl_engine *wl_new(const wl_shard *shards, uint32_t shard_count, uint64_t 
     for (uint32_t i = 0; i < slot_count; i++) engine->free_slots[i] = slot_count - 1 - i;
     engine->free_count = slot_count;
     engine->worker_room = worker_room;
-    engine->to_start = engine->under_way = (slot_list){NONE, NONE};
     engine->polled = now_ns();
     engine->allowed = UINT64_MAX;
     return engine;
@@ -1316,6 +1345,7 @@ EXPORT int wl_set_devices(wl_engine *engine, const uint64_t *functions, int32_t 
     for (uint32_t i = 0; i < count; i++) {
         device_queue *queue = &engine->queues[i];
         queue->given = queues[i];
+        queue->to_start = queue->under_way = (slot_list){NONE, NONE};
         queue->given.streams = duplicate(queues[i].streams, queues[i].stream_count);
         queue->given.events = duplicate(queues[i].events, queues[i].event_count);
         queue->waited = calloc(queues[i].stream_count, sizeof *queue->waited);

@@ -7,7 +7,7 @@ an event recorded there after the allocation (PyTorch's notes on CUDA streams de
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from weightlift.device_layout import ALIGNMENT, entries_between, lay_out_on_device
 from weightlift.operations import COPY_FIELDS, Sink
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from weightlift.operations import ChunkReady, Extent
     from weightlift.targets.device_memory import DeviceMemory
     from weightlift.targets.frameworks import TensorMaker
+
+
+_TOGETHER: Final = 2048
+"""Tensors that are made at once, in a few milliseconds."""
 
 
 class DeviceAccess(NamedTuple):
@@ -143,22 +147,40 @@ class DeviceTarget:
         """See :class:`~weightlift.targets.base.Target`."""
         description, layout, memory = self._description, self._layout, self._access.memory
         kinds = [self._maker.stored_dtype(dtype) for dtype in description.dtypes]
-        codes, dtypes = description.dtype_codes, description.dtypes
-        names, block_of, offset_of = description.names, layout.block_of, layout.offset_of
-        number, views = -1, None
-        for index, row in enumerate(layout.layout.rows):
-            block = block_of[index]
+        rows, names = layout.layout.rows, description.names
+        end, number, views = 0, -1, None
+        while end < len(rows):
+            first, row, block = end, rows[end], layout.block_of[end]
+            code, end = description.dtype_codes[row], end + 1
+            dtype = description.dtypes[code]
             if block >= 0 and layout.blocks[block].row >= 0:
                 yield names[row], self._owners[block]
                 continue
-            code = codes[row]
-            shape = stored_shape(dtypes[code], description.shape(row))
             if block < 0:
-                yield names[row], memory.allocate(kinds[code], shape)
+                yield names[row], memory.allocate(kinds[code], stored_shape(dtype, description.shape(row)))
                 continue
             if block != number or views is None:
                 number, views = block, memory.views(self._owners[block])
-            yield names[row], views.tensor(offset_of[index], kinds[code], shape)
+            if end < len(rows) and description.dtype_codes[rows[end]] == code:
+                end = self._run_end(first)
+            if end == first + 1:
+                shape = stored_shape(dtype, description.shape(row))
+                yield names[row], views.tensor(layout.offset_of[first], kinds[code], shape)
+                continue
+            shapes = [stored_shape(dtype, description.shape(row)) for row in rows[first:end]]
+            made = views.tensors(layout.offset_of[first], kinds[code], shapes)
+            yield from zip(map(names.__getitem__, rows[first:end]), made, strict=True)
+
+    def _run_end(self, first: int) -> int:
+        """Index behind the tensors of one data type that follow each other in a slab without a gap."""
+        layout, lengths, codes = self._layout, self._description.lengths, self._description.dtype_codes
+        rows, block_of, offset_of = layout.layout.rows, layout.block_of, layout.offset_of
+        block, code, end, place = block_of[first], codes[rows[first]], first, offset_of[first]
+        most = min(first + _TOGETHER, len(rows))
+        while end < most and block_of[end] == block and offset_of[end] == place and codes[rows[end]] == code:
+            place += lengths[rows[end]]
+            end += 1
+        return end
 
     def close(self) -> None:
         """See :class:`~weightlift.targets.base.Target`."""

@@ -10,15 +10,19 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 _SPARE_BYTES: Final = 512 << 20
 """Free device memory under which allocations go the ordinary way, whose errors are the framework's own."""
+
+MANY: Final = 32
+"""Tensors of each shape from which on making all in one call is worth releasing the interpreter lock for."""
 
 _EXPECTED_BYTES_MIN: Final = 64 << 20
 _ROUNDING_BYTES: Final = 1 << 20
@@ -32,6 +36,16 @@ class Views(Protocol):
 
     def tensor(self, offset: int, dtype: Any, shape: tuple[int, ...]) -> Any:
         """A contiguous tensor over the slab's bytes from ``offset`` on, which is a multiple of the type's size."""
+        ...
+
+    def tensors(self, offset: int, dtype: Any, shapes: Sequence[tuple[int, ...]]) -> Sequence[Any]:
+        """Contiguous tensors over the slab's bytes, one right behind the other.
+
+        Args:
+            offset: where the first begins, a multiple of the type's size.
+            dtype: the framework's data type of all of them.
+            shapes: the shape of each, of one element or more.
+        """
         ...
 
 
@@ -133,6 +147,11 @@ class TorchMemory:
         return int(self._torch.cuda.current_stream(self._device).cuda_stream)
 
 
+def _one_by_one(views: Views, offset: int, dtype: Any, shapes: Sequence[tuple[int, ...]]) -> Sequence[Any]:
+    starts = itertools.accumulate((math.prod(shape) * dtype.itemsize for shape in shapes), initial=offset)
+    return [views.tensor(start, dtype, shape) for start, shape in zip(starts, shapes, strict=False)]
+
+
 class _PlainViews:
     """:class:`Views` by torch's ordinary operations."""
 
@@ -143,6 +162,10 @@ class _PlainViews:
         """See :class:`Views`."""
         nbytes = math.prod(shape) * dtype.itemsize
         return self._slab[offset : offset + nbytes].view(dtype).view(shape)
+
+    def tensors(self, offset: int, dtype: Any, shapes: Sequence[tuple[int, ...]]) -> Sequence[Any]:
+        """See :class:`Views`."""
+        return _one_by_one(self, offset, dtype, shapes)
 
 
 class QuickTensors:
@@ -163,6 +186,7 @@ class QuickTensors:
         exchange = torch._C._aoti  # noqa: SLF001 - the only way between handles and Python's tensors
         self._to_handle: Callable[[Any], Any] = exchange.unsafe_alloc_void_ptr_from_tensor
         self._to_tensor: Callable[[Any], Any] = exchange.alloc_tensor_by_stealing_from_void_ptr
+        self._divide: Callable[[Any, list[Any]], Sequence[Any]] = torch._C._nn.unflatten_dense_tensors  # noqa: SLF001
         self._empty, self._reinterpret = library.aoti_torch_empty_strided, library.aoti_torch__reinterpret_tensor
         self._delete, self._dtype_of = library.aoti_torch_delete_tensor_object, library.aoti_torch_get_dtype
         for name in ("aoti_torch_view_dtype", "aoti_torch_cpu_view_dtype"):
@@ -214,6 +238,22 @@ class QuickTensors:
         self._check(self._reinterpret(typed, count, sizes, strides, first, ctypes.byref(made)))
         return self._tensor(made)
 
+    def divide(self, flat: Any, shapes: Sequence[tuple[int, ...]]) -> Sequence[Any]:
+        """Contiguous tensors of some shapes over a flat one that they fill, made in one call.
+
+        That call releases the interpreter lock, once, and takes a third of the time of as many :meth:`part`.
+        """
+        template = self._torch.empty(())
+        like = {shape: template.expand(shape) for shape in set(shapes)}
+        # Without this the tensors would be views to the framework, each with a base that autograd keeps.
+        with self._below_views():
+            made: Sequence[Any] = self._divide(flat, [like[shape] for shape in shapes])
+        return made
+
+    def _below_views(self) -> Any:
+        keys = self._torch._C.DispatchKeySet(self._torch._C.DispatchKey.ADInplaceOrView)  # noqa: SLF001
+        return self._torch._C._ExcludeDispatchKeyGuard(keys)  # noqa: SLF001 - no public way
+
     def delete(self, handle: ctypes.c_void_p) -> None:
         """Give up a handle."""
         self._delete(handle)
@@ -263,6 +303,12 @@ class QuickViews:
             typed = self._typed[dtype] = self._quick.typed(self._slab, dtype)
         return self._quick.part(typed, offset // dtype.itemsize, shape)
 
+    def tensors(self, offset: int, dtype: Any, shapes: Sequence[tuple[int, ...]]) -> Sequence[Any]:
+        """See :class:`Views`."""
+        if len(shapes) < MANY * len(set(shapes)):
+            return _one_by_one(self, offset, dtype, shapes)
+        return self._quick.divide(self.tensor(offset, dtype, (sum(map(math.prod, shapes)),)), shapes)
+
     def __del__(self) -> None:
         for handle in self._typed.values():
             self._quick.delete(handle)
@@ -293,8 +339,10 @@ def _tried(torch: Any) -> QuickTensors | None:
         quick = QuickTensors(torch)
         slab = quick.empty(torch.uint8, (64,), _DEVICE_TYPES["cpu"], 0)
         part = QuickViews(quick, slab).tensor(16, torch.bfloat16, (2, 3))
+        _, second = quick.divide(part.reshape(-1), [(2,), (2, 2)])
     except (AttributeError, OSError, RuntimeError, TypeError):
         return None
     fits = part.dtype == torch.bfloat16 and tuple(part.shape) == (2, 3) and part.is_contiguous()
     same = part.data_ptr() == slab.data_ptr() + 16 and part.untyped_storage().data_ptr() == slab.data_ptr()
-    return quick if fits and same else None
+    divided = second.data_ptr() == part.data_ptr() + 4 and tuple(second.shape) == (2, 2) and second._base is None  # noqa: SLF001
+    return quick if fits and same and divided else None

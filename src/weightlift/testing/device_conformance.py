@@ -211,6 +211,18 @@ class DeviceConformance(DeviceFaults):
         stop(engine)
         bench.check_memory()
 
+    def test_a_link_that_is_behind_holds_up_no_other(self, bench: DeviceBench) -> None:
+        caller, ready = bench.stream(bench.ordinal(0)), bench.event(bench.ordinal(0))
+        engine = self.start(bench, slots=4, workers=4)
+        bench.gpu.hold(caller)
+        assert bench.gpu.runtime.record(ready, caller) == 0
+        engine.submit([bench.whole(0, 2 * CHUNK, ready=ready), bench.whole(10 * CHUNK, 20 * CHUNK, 1)])
+        assert wait_for(engine, 1, ExtentDone) == [ExtentDone(1)]
+        bench.gpu.release(caller)
+        run_to_end(engine, 1, Landing(bench.files.contents))
+        stop(engine)
+        bench.check_memory()
+
     def test_slots_are_registered_once_and_stay_so_for_the_next_engine(self, bench: DeviceBench) -> None:
         pool = bench.slots(3, CHUNK)
         for first in (0, 1 * MIB):
