@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from xml.etree import ElementTree
 
 import environment
+from pythons import ending
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -36,8 +37,7 @@ def counted(cases: Iterable[ElementTree.Element]) -> tuple[dict[str, dict[str, i
     for case in cases:
         file = case.get("classname", "").replace(".", "/") + ".py"
         name = f"{file}::{case.get('name', '').split('[')[0]}"
-        ended = [kind for kind in ("failure", "error", "skipped") if case.find(kind) is not None]
-        endings[name][ended[0] if ended else "passed"] += 1
+        endings[name][ending(case)] += 1
         for entry in case.iter("property"):
             if (key := entry.get("name", "")).startswith("hostile inputs: "):
                 hostile[key.partition(": ")[2]] = int(entry.get("value", "0"))

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from xml.etree import ElementTree
@@ -25,18 +26,17 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 RESULTS: Final = Path(__file__).parent / "results" / "pythons.json"
 
 
+def ending(case: ElementTree.Element) -> str:
+    """How a test case of pytest's report ended: ``failure``, ``error``, ``skipped`` or ``passed``."""
+    return next((kind for kind in ("failure", "error", "skipped") if case.find(kind) is not None), "passed")
+
+
 def counted(cases: Iterable[ElementTree.Element]) -> dict[str, Any]:
     """How many cases passed and were skipped, and which failed."""
-    passed = skipped = 0
-    failed = []
-    for case in cases:
-        if case.find("failure") is not None or case.find("error") is not None:
-            failed.append(f"{case.get('classname')}::{case.get('name')}")
-        elif case.find("skipped") is not None:
-            skipped += 1
-        else:
-            passed += 1
-    return {"passed": passed, "skipped": skipped, "failed": failed}
+    ended = [(ending(case), f"{case.get('classname')}::{case.get('name')}") for case in cases]
+    counts = Counter(kind for kind, _ in ended)
+    failed = [name for kind, name in ended if kind in {"failure", "error"}]
+    return {"passed": counts["passed"], "skipped": counts["skipped"], "failed": failed}
 
 
 def main() -> int:

@@ -17,7 +17,7 @@ from weightlift.failures import abandon, raise_failure
 from weightlift.host.memory import headroom
 from weightlift.load_staging import size_staging, take_staging
 from weightlift.operations import ChunkReady, Engine, Event, Extent, ExtentDone, Failure
-from weightlift.plan import CacheDecision, batches, decide_cache, extents_of, in_turns
+from weightlift.plan import CacheDecision, batches, decide_cache, extents_of, in_turns, plan_extents
 from weightlift.shards import OpenShards
 from weightlift.supervision import Supervisor
 from weightlift.trial import find_trial, judge_trial
@@ -171,8 +171,7 @@ class Transfer:
         spent = []
         for parts, keep in ((trial.direct, False), (trial.kept, True)):
             before = self._busy_seconds()
-            planned = self._plan(parts, target, keep=keep)
-            self._add(target.bind([*in_turns(planned, in_order=target.in_order)]))
+            self._hand_in(parts, target, keep=keep)
             self._serve(target)
             spent.append(self._busy_seconds() - before)
         self.cache = judge_trial(*spent)
@@ -192,6 +191,12 @@ class Transfer:
         self._extents.extend(extents)
         self._outstanding += len(extents)
         self._submitted_bytes += sum(extent.length for extent in extents)
+
+    def _hand_in(self, wanted: Sequence[Wanted], target: Target, *, keep: bool) -> Sequence[Extent]:
+        facts, in_order = self.shards.facts, target.in_order
+        extents = target.bind(plan_extents(wanted, facts, self._options.method, keep=keep, in_order=in_order))
+        self._add(extents)
+        return extents
 
     def _size_staging(self, extents: Sequence[Extent], *, open_ended: bool) -> Pool:
         return size_staging(
@@ -214,10 +219,7 @@ class Transfer:
     def submit(self, target: Target) -> Sequence[Extent]:
         """Have the engine read what one more target wants; returns its extents."""
         self._targets.append(target)
-        planned = self._plan(target.prepare(), target, keep=self.cache.keep)
-        extents = target.bind([*in_turns(planned, in_order=target.in_order)])
-        self._add(extents)
-        return extents
+        return self._hand_in(target.prepare(), target, keep=self.cache.keep)
 
     def drop(self, target: Target) -> None:
         """Forget a target whose extents have all landed."""
@@ -300,8 +302,7 @@ class Transfer:
         return False
 
     def _fail(self, failure: Failure) -> None:
-        extent = self._extents[failure.extent]
-        raise_failure(failure, extent, self._description, self.shards, self._accesses)
+        raise_failure(failure, self._extents[failure.extent], self._description, self.shards, self._accesses)
 
     def tick(self, *, host_bytes: int | None) -> None:
         """What has to happen now and then while bytes move.
@@ -322,8 +323,7 @@ class Transfer:
             )
 
     def _device_used(self) -> int:
-        memories = (access.runtime.memory_info(access.ordinal) for access in self._accesses)
-        return sum(total - free for free, total in memories)
+        return sum(total - free for free, total in (a.runtime.memory_info(a.ordinal) for a in self._accesses))
 
     def _stop_recording(self, engine: Engine) -> None:
         """Keep the steps of an engine whose workers have left."""
