@@ -11,6 +11,7 @@ import json
 import signal
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ import environment
 import harness
 import peers
 import raw
+import running
 import sections
 import states
 import tables
@@ -40,6 +42,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", default=",".join(NAMES), help=f"sections, with commas: {', '.join(NAMES)}")
     parser.add_argument("--rounds", type=int, default=5, help="runs of every case (default 5)")
     parser.add_argument("--size", type=float, default=2.0, help="GiB of the main checkpoint; `large` has twice that")
+    parser.add_argument("--seconds", type=float, default=86400.0, help="divide this time among the sections")
     parser.add_argument("--match", default="*", help="only cases whose name matches this glob, and what compares them")
     parser.add_argument("--quick", action="store_true", help="a smoke run: 0.25 GiB, 2 rounds, a short sweep")
     parser.add_argument("--checkpoint", type=Path, help="measure this file or folder where it lies; no disk is made")
@@ -91,14 +94,15 @@ def note(number: int, case: harness.Case, run: claims.Run) -> None:
     tables.CONSOLE.print(f"  round {number + 1}  {case.name}: {said}", highlight=False, markup=False)
 
 
-def run_section(name: str, context: sections.Context, count: int, match: str) -> dict[str, Any]:
+def run_section(name: str, context: sections.Context, chosen: argparse.Namespace, deadline: float) -> dict[str, Any]:
     """Measure one section, print its tables and return its results."""
     make, _ = sections.SECTIONS[name]
-    section = sections.only(make(context), match)
+    section = sections.only(make(context), chosen.match)
     title = (make.__doc__ or name).splitlines()[0].rstrip(".")
-    runs = harness.rounds(section.cases, count, note)
+    runs = running.rounds(section.cases, chosen.rounds, note, deadline=deadline)
     result: dict[str, Any] = {
         "title": title,
+        "rounds": min(map(len, runs.values()), default=0),
         "cases": [harness.summary(case, runs[case.name]) for case in section.cases],
         "ratios": [claims.evaluate(ratio, runs) for ratio in section.ratios],
         "limits": [claims.judge(limit, runs) for limit in section.limits],
@@ -160,14 +164,16 @@ def main() -> None:
             "memory_warmed": "before every run: as much as the run's destination and page cache take",
         }
         context = sections.Context(made, raw.build(scratch))
-        for name in sorted(chosen.only, key=NAMES.index):
+        end = time.monotonic() + chosen.seconds
+        for left, name in zip(range(len(chosen.only), 0, -1), sorted(chosen.only, key=NAMES.index), strict=True):
+            now = time.monotonic()
             rows = results.get("raw", {}).get("rows", [])
             tuning = tune_peers(context) if name == "peers" and not chosen.quick else {}
             context = sections.Context(made, context.program, rows, tuning)
             result = (
                 run_sweep(context, chosen.quick)
                 if name == "raw"
-                else run_section(name, context, chosen.rounds, chosen.match)
+                else run_section(name, context, chosen, now + (end - now) / left)
             )
             results[name] = {"taken": taken, "tuning": tuning} | result
             chosen.output.parent.mkdir(parents=True, exist_ok=True)

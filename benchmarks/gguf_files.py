@@ -18,6 +18,7 @@ import checkpoints
 import claims
 import environment
 import harness
+import running
 import sections
 import tables
 from claims import Ratio
@@ -122,7 +123,7 @@ def opening(checkpoint: Checkpoint, rounds: int) -> dict[str, Any]:
         )
         for name, adapter in (("weightlift.open", "weightlift_open"), ("gguf.GGUFReader", "gguf_open"))
     ]
-    runs = harness.rounds(cases, rounds)
+    runs = running.rounds(cases, rounds)
     ours, theirs = ([run.get("seconds") for run in runs[case.name]] for case in cases)
     ratios = [b / a for a, b in zip(ours, theirs, strict=True) if a and b]
     spread = claims.spread([seconds for seconds in ours if seconds])
@@ -149,7 +150,7 @@ def reading(state: CacheState, pair: Sequence[Checkpoint], rounds: int) -> dict[
         cases += both
         name = f"GGUF over safetensors, {label}, {state}"
         ratios.append(Ratio(name=name, over=(both[0].name,), under=(both[1].name,), at_least=SAME_AT_LEAST))
-    runs = harness.rounds(cases, rounds)
+    runs = running.rounds(cases, rounds)
     return {
         "rounds": rounds,
         "bytes": [checkpoint.tensor_bytes for checkpoint in pair],

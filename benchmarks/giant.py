@@ -19,6 +19,7 @@ from typing import Any
 import checkpoints
 import environment
 import harness
+import running
 import tables
 from harness import MIB, Case, Checkpoint
 from sections import load
@@ -54,9 +55,7 @@ def measure(chosen: argparse.Namespace, checkpoint: Checkpoint, name: str) -> di
     for _ in range(chosen.rounds):
         with memory_cgroup(chosen.limit * MIB) as group:
             contestant = dataclasses.replace(plain.contestant, prefix=tuple(group.command([])))
-            run = harness.measure(
-                Case(**_fields(plain) | {"contestant": contestant, "memory_bytes": chosen.limit * MIB})
-            )
+            run = running.once(Case(**_fields(plain) | {"contestant": contestant, "memory_bytes": chosen.limit * MIB}))
             runs.append(run | {"oom_kills": group.oom_kills(), "group_peak_bytes": group.max_usage_bytes()})
     return harness.summary(plain, runs)
 

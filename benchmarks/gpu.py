@@ -25,6 +25,7 @@ import gpu_harness
 import gpu_sections
 import harness
 import raw
+import running
 import tables
 from gpu_fractions import fractions, worst
 from gpu_peers import Peers
@@ -119,7 +120,7 @@ def run_section(name: str, context: gpu_sections.Context, count: int, deadline: 
     make, _ = gpu_sections.SECTIONS[name]
     section = make(context)
     title = (make.__doc__ or name).splitlines()[0].rstrip(".")
-    runs = gpu_harness.rounds(section.cases, count, deadline, note)
+    runs = running.rounds(section.cases, count, note, deadline=deadline, using=gpu_harness.measure, make_room=False)
     for case in section.cases:
         if case.loads > 1:
             runs[case.name + gpu_sections.SECOND] = [

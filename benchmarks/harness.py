@@ -1,4 +1,4 @@
-"""Running contestants in fresh processes, in alternating rounds, and summing the runs up.
+"""What is measured, and how one run of it is: the case, its page-cache state, its load and the figures taken of it.
 
 Workers, cache states and the looking at memory are those of ``weightlift bench`` (:mod:`weightlift.bench`); this owns
 what a case is, and the figures that are taken of it. It knows nothing of particular loaders: a contestant is a command
@@ -12,7 +12,6 @@ import json
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,29 +21,15 @@ from claims import Run, spread
 from weightlift.bench.backed_memory import back_memory
 from weightlift.bench.cache_states import COLD_SHARE_MAX, ModelFiles, Snapshot, StateNotReached
 from weightlift.bench.memory import MemoryWatch
-from weightlift.bench.process import CHECK_SECONDS, START_SECONDS, Worker, WorkerFailure, load_seconds
-from weightlift.bench.rounds import SPARE_BYTES, turns
-from weightlift.errors import WeightliftError
-from weightlift.health.cache.evict import evict
-from weightlift.health.cache.files import find_files
+from weightlift.bench.process import CHECK_SECONDS, Worker, load_seconds
+from weightlift.bench.rounds import SPARE_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 MIB = 1 << 20
 WORKER = Path(__file__).resolve().parent / "worker.py"
 CHECK_EVERY = 16
-STATE_ATTEMPTS = 3
-FAILURES = (
-    WorkerFailure,
-    StateNotReached,
-    WeightliftError,
-    RuntimeError,
-    OSError,
-    ValueError,
-    subprocess.SubprocessError,
-)
-"""What ends a run and not the benchmark."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,48 +104,6 @@ class Case:
     loads: int = 1
     memory_bytes: int | None = None
     devices: tuple[str, ...] = ("cpu",)
-
-
-def measure(case: Case, *, check_all: bool = False) -> Run:
-    """Prepare the state, run the case once and return what was seen; a failure becomes an ``error`` entry.
-
-    A state that was not reached is tried again, since nothing ran yet: the kernel may take pages back meanwhile.
-    """
-    for left in reversed(range(STATE_ATTEMPTS)):
-        try:
-            with busy_process(case.beside == "process"):
-                return measure_program(case) if case.contestant.command else _measure_worker(case, check_all)
-        except FAILURES as error:
-            if not left or not isinstance(error, StateNotReached):
-                return {"error": error_text(error)}
-    raise AssertionError("the last attempt returns")
-
-
-def error_text(error: BaseException) -> str:
-    """What results say of a failure; a worker names the class of its own."""
-    return str(error) if isinstance(error, WorkerFailure) else f"{type(error).__name__}: {error}"
-
-
-def rounds(
-    cases: Sequence[Case], count: int, note: Callable[[int, Case, Run], None] = lambda *_: None
-) -> dict[str, list[Run]]:
-    """Run every case once per round, each round starting with another case."""
-    runs: dict[str, list[Run]] = {case.name: [] for case in cases}
-    assert len(runs) == len(cases), "two cases of one name"
-    for number in range(count):
-        for case in turns(cases, number, count):
-            _make_room(case, cases)
-            run = measure(case, check_all=number == 0)
-            runs[case.name].append(run)
-            note(number, case, run)
-    return runs
-
-
-def _make_room(case: Case, cases: Sequence[Case]) -> None:
-    """Drop what other cases read from the page cache, where it would take memory that this one needs."""
-    others = {file for one in cases for file in one.checkpoint.files} - set(case.checkpoint.files)
-    if others:
-        evict(find_files(sorted(others)))
 
 
 def summary(case: Case, runs: Sequence[Run], figures: Sequence[str] | None = None) -> dict[str, Any]:
@@ -310,19 +253,23 @@ def checked(case: Case, worker: Worker, every: int) -> Run:
     return worker.hear("checked", CHECK_SECONDS)
 
 
-def _measure_worker(case: Case, check_all: bool) -> Run:
+def measure(case: Case, worker: Worker, check_all: bool) -> Run:
+    """Prepare the state and have a worker that is ready load.
+
+    Raises:
+        StateNotReached: the state was not reached; nothing was loaded yet.
+        WorkerFailure: the load failed, or took too long.
+    """
     contestant, checkpoint = case.contestant, case.checkpoint
-    with start(case) as worker:
-        worker.hear("ready", START_SECONDS)
-        prepared = prepare(case)
-        memory = MemoryWatch(worker.process_id)
-        told = [loaded(case, worker, memory.look)]
-        while len(told) < case.loads:
-            # What the load before gave back is free again, so that a host may have taken it, as before the first.
-            back_memory(_memory_bytes(case))
-            told.append(loaded(case, worker, memory.look))
-        change = prepared.change()
-        compared = checked(case, worker, 1 if check_all else CHECK_EVERY)
+    prepared = prepare(case)
+    memory = MemoryWatch(worker.process_id)
+    told = [loaded(case, worker, memory.look)]
+    while len(told) < case.loads:
+        # What the load before gave back is free again, so that a host may have taken it, as before the first.
+        back_memory(_memory_bytes(case))
+        told.append(loaded(case, worker, memory.look))
+    change = prepared.change()
+    compared = checked(case, worker, 1 if check_all else CHECK_EVERY)
     last = told[-1]
     seconds = last["touched_seconds"] if contestant.mapped else last["seconds"]
     owned = checkpoint.tensor_bytes if contestant.delivers and not contestant.mapped else 0
@@ -344,17 +291,3 @@ def _measure_worker(case: Case, check_all: bool) -> Run:
 def _description_bytes(told: Run) -> int:
     memory = told.get("report", {}).get("host_memory", {})
     return int(told.get("description_bytes") or memory.get("description_bytes") or 0)
-
-
-@contextmanager
-def busy_process(wanted: bool) -> Iterator[None]:
-    """Keep one processor busy meanwhile, if wanted."""
-    if not wanted:
-        yield
-        return
-    spinner = subprocess.Popen([sys.executable, "-c", "while True: pass"])
-    try:
-        yield
-    finally:
-        spinner.kill()
-        spinner.wait()

@@ -23,6 +23,7 @@ import claims
 import environment
 import gguf_files
 import harness
+import running
 import sections
 import states
 import tables
@@ -155,7 +156,7 @@ def warmed(checkpoint: Checkpoint, package: Path, rounds: int) -> dict[str, Any]
     after = dataclasses.replace(cold, name="after cache warm", state=CacheState.AS_LEFT)
     runs: dict[str, list[claims.Run]] = {cold.name: [], after.name: []}
     for _ in range(rounds):
-        runs[cold.name].append(harness.measure(cold))
+        runs[cold.name].append(running.once(cold))
         states.prepare(checkpoint.files, CacheState.COLD)
         begin = time.perf_counter()
         done = subprocess.run(
@@ -164,7 +165,7 @@ def warmed(checkpoint: Checkpoint, package: Path, rounds: int) -> dict[str, Any]
         seconds = time.perf_counter() - begin
         if done.returncode:
             return {"error": done.stderr.strip()[-300:]}
-        runs[after.name].append(harness.measure(after) | {"warming_seconds": seconds})
+        runs[after.name].append(running.once(after) | {"warming_seconds": seconds})
     pairs = zip(runs[cold.name], runs[after.name], strict=True)
     faster = [a["touched_seconds"] / b["touched_seconds"] for a, b in pairs if "error" not in a and "error" not in b]
     return {
@@ -219,7 +220,7 @@ def main() -> None:
         cases = [
             case for state in (CacheState.COLD, CacheState.WARM) for case in compared(checkpoint, package, state, known)
         ]
-        runs = harness.rounds(cases, chosen.rounds)
+        runs = running.rounds(cases, chosen.rounds)
         summed = [_summary(case, runs[case.name]) for case in cases]
         result = {
             "schema": 1,

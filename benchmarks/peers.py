@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import claims
-import harness
+import running
 from harness import Case, Checkpoint, Contestant
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def tune(
         Case(name=json.dumps(dict(one)), contestant=peer.contestant(one), checkpoint=checkpoint, state=state)
         for one in tried
     ]
-    runs = harness.rounds(cases, TUNING_RUNS, note)
+    runs = running.rounds(cases, TUNING_RUNS, note)
     speeds = {name: max(map(claims.speed, values)) for name, values in runs.items()}
     best = max(speeds, key=lambda name: speeds[name])
     return {"settings": json.loads(best), "gigabytes_per_second": speeds}

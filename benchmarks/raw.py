@@ -12,16 +12,18 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import harness
+import running
 from claims import Run, speed
 from harness import MIB, Case, Checkpoint, Contestant
 from states import CacheState
+
+from weightlift.host.memory import available_processors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
 SOURCE = Path(__file__).resolve().parent / "raw_read.c"
-THREADS = (1, 2, 4, 8)
+THREADS = tuple(1 << power for power in range(max(4, available_processors().bit_length())))
 CHUNKS = (MIB, 2 * MIB, 4 * MIB, 8 * MIB)
 MEMORIES = ("reused", "fresh", "fresh-huge")
 METHODS = {CacheState.COLD: ("direct", "buffered", "dontcache"), CacheState.WARM: ("buffered",)}
@@ -90,7 +92,7 @@ def sweep(
     rows = []
     part = dataclasses.replace(checkpoint, tensor_bytes=min(nbytes, checkpoint.tensor_bytes))
     for point in points(quick=quick):
-        run = harness.measure(case(program, point, part, nbytes=nbytes))
+        run = running.once(case(program, point, part, nbytes=nbytes))
         note(point, run)
         rows.append(dataclasses.asdict(point) | {"error": run.get("error"), "gigabytes_per_second": speed(run)})
     return rows

@@ -22,6 +22,7 @@ import checkpoints
 import claims
 import environment
 import harness
+import running
 import tables
 from harness import MIB
 from scaling_sections import QUICK, SECTIONS, Context, Scale, Sizes
@@ -175,7 +176,7 @@ def run_section(name: str, chosen: argparse.Namespace, sizes: Sizes, scratch: Pa
         if chosen.quick:
             # No figure counts, so memory need not be made ready for one.
             cases = [dataclasses.replace(case, memory_bytes=0) for case in cases]
-        runs = harness.rounds(cases, chosen.rounds, note)
+        runs = running.rounds(cases, chosen.rounds, note)
     result = {"taken": taken, "title": title} | summed(scale, runs)
     tables.cases(title, result["cases"])
     tables.claims(result["ratios"], result["limits"])

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import checkpoints
 import environment
 import harness
+import running
 from claims import spread
 from harness import MIB, Case, Contestant
 
@@ -82,7 +83,7 @@ def at_rate(rate: float, checkpoint: Checkpoint, manifest: Path, rounds: int) ->
     """Every way on a disk of one speed, round by round."""
     with held_back(manifest.parent, rate) as prefix:
         cases = ways(checkpoint, manifest, prefix)
-        runs = harness.rounds(cases, rounds)
+        runs = running.rounds(cases, rounds)
     return {
         "gigabytes_per_second": rate,
         "cases": [harness.summary(case, runs[case.name], FIGURES) for case in cases],

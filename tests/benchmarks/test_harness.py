@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def test_only_a_state_that_was_not_reached_is_tried_again(
     scripts: Path, monkeypatch: pytest.MonkeyPatch, failures: list[str], attempts: int, ends: str
 ) -> None:
-    harness = importlib.import_module("harness")
+    harness, running = importlib.import_module("harness"), importlib.import_module("running")
     kinds = {"StateNotReached": StateNotReached, "RuntimeError": RuntimeError}
     tried: list[int] = []
 
@@ -34,8 +34,9 @@ def test_only_a_state_that_was_not_reached_is_tried_again(
             raise kinds[failures[len(tried) - 1]]("made to fail")
         return {"done": True}
 
-    monkeypatch.setattr(harness, "_measure_worker", run)
     checkpoint = harness.Checkpoint(path="", files=(), tensor_bytes=0, tensors=0, digests="")
-    found = harness.measure(harness.Case(name="case", contestant=harness.Contestant(), checkpoint=checkpoint))
+    case = harness.Case(name="case", contestant=harness.Contestant(command=("true",)), checkpoint=checkpoint)
+    monkeypatch.setattr(harness, "measure_program", run)
+    found = running.once(case)
     assert len(tried) == attempts
     assert ends in found or found["error"].startswith(ends)

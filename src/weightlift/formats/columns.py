@@ -84,32 +84,38 @@ def join(
     notes: Sequence[str] = (),
 ) -> Description:
     """One description of all ``contents``, in their order. Names must be unique across them."""
-    names: list[str] = []
-    codes, indexes, offsets, lengths = _column("B"), _column("I"), _column("Q"), _column("Q")
-    dims, ranks = _column("Q"), _column("I")
-    strides: dict[int, tuple[int, ...]] = {}
+    indexes, offsets, lengths = _column("I"), _column("Q"), _column("Q")
     for index, item in enumerate(contents):
         columns, start = item.columns, item.shard.data_offset
-        strides |= {len(names) + row: steps for row, steps in columns.strides.items()}
-        names += columns.names
-        codes += columns.dtype_codes
         indexes += array("I", [index]) * len(columns)
         offsets.fromlist([start + begin for begin in columns.begins])
         lengths.fromlist([end - begin for begin, end in zip(columns.begins, columns.ends, strict=True)])
-        dims += columns.dims
-        ranks += columns.ranks
+    # Of one file the columns are taken as they are: opening a small one should cost next to nothing.
+    joined = contents[0].columns if len(contents) == 1 else _concatenated(contents)
     return Description(
         shards=[item.shard for item in contents],
         dtypes=dtypes,
-        names=names,
-        dtype_codes=codes,
+        names=joined.names,
+        dtype_codes=joined.dtype_codes,
         shard_indexes=indexes,
         offsets=offsets,
         lengths=lengths,
-        dims=dims,
-        dim_ends=array("I", accumulate(ranks)),
-        strides=strides,
-        shared=any(item.columns.shared for item in contents),
+        dims=joined.dims,
+        dim_ends=array("I", accumulate(joined.ranks)),
+        strides=joined.strides,
+        shared=joined.shared,
         file_format=file_format,
         notes=notes,
     )
+
+
+def _concatenated(contents: Sequence[ShardContents]) -> TensorColumns:
+    """The columns of all files one after the other, but for positions, which mean nothing without a file."""
+    joined = TensorColumns(shared=any(item.columns.shared for item in contents))
+    for columns in (item.columns for item in contents):
+        joined.strides |= {len(joined) + row: steps for row, steps in columns.strides.items()}
+        joined.names += columns.names
+        joined.dtype_codes += columns.dtype_codes
+        joined.dims += columns.dims
+        joined.ranks += columns.ranks
+    return joined

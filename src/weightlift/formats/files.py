@@ -41,7 +41,7 @@ _SPECIAL_FILES: Final[tuple[tuple[Callable[[int], bool], str], ...]] = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class OpenFile:
     """A regular file open for reading, valid inside the ``with`` block of :func:`open_file`.
 
@@ -51,6 +51,7 @@ class OpenFile:
         identity: size, inode and modification time when it was opened.
         head: its first bytes, at most ``HEAD_BYTES``.
         brought_in: offset and length of what reading has brought into the page cache.
+        kept: the descriptor is no longer closed at the end of the block.
     """
 
     path: Path
@@ -58,6 +59,12 @@ class OpenFile:
     identity: FileIdentity
     head: bytes
     brought_in: list[tuple[int, int]]
+    kept: bool = False
+
+    def keep(self) -> int:
+        """The descriptor, which is the caller's to close from now on."""
+        self.kept = True
+        return self.descriptor
 
     def read(self, offset: int, length: int) -> bytes:
         """Read exactly ``length`` bytes from ``offset``; the range must lie within ``identity.size_bytes``.
@@ -73,7 +80,7 @@ class OpenFile:
 
 @contextmanager
 def open_file(path: Path) -> Iterator[OpenFile]:
-    """Open a regular file for reading; the descriptor is closed at the end of the ``with`` block.
+    """Open a regular file for reading; unless it is kept, the descriptor is closed at the end of the ``with`` block.
 
     Raises:
         CheckpointNotFoundError: nothing is at the path.
@@ -88,15 +95,18 @@ def open_file(path: Path) -> Iterator[OpenFile]:
         descriptor = kernel.open_quickly(path, _OPEN_FLAGS)
     except OSError as err:
         raise access_failure(path, err) from err
+    file: OpenFile | None = None
     try:
         status, mode = kernel.file_status_and_mode(descriptor)
         _require_regular(path, mode)
         kernel.read_ahead_nothing(descriptor)
         brought_in: list[tuple[int, int]] = []
         head = _read_exactly(path, descriptor, 0, min(HEAD_BYTES, status.size_bytes), brought_in)
-        yield OpenFile(path, descriptor, FileIdentity(*status), head, brought_in)
+        file = OpenFile(path, descriptor, FileIdentity(*status), head, brought_in)
+        yield file
     finally:
-        kernel.close_quickly(descriptor)
+        if file is None or not file.kept:
+            kernel.close_quickly(descriptor)
 
 
 def file_status(path: Path) -> os.stat_result:

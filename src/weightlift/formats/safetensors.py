@@ -35,7 +35,7 @@ LENGTH_BYTES: Final = 8
 
 _UINT64_MAX: Final = (1 << 64) - 1
 _BITS: Final = array("Q", [dtype.block_bytes * 8 // dtype.block_elements for dtype in DTYPES])
-_MANY_NUMBERS: Final = 1 << 12
+_MANY_NUMBERS: Final = 1 << 4
 _SHORT_RANK: Final = 8
 _DAMAGED: Final = "the file is damaged or was written by a faulty tool: fetch it again or convert it again"
 _INCOMPLETE: Final = "the download or copy is incomplete: resume it or fetch the file again"

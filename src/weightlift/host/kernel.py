@@ -344,7 +344,7 @@ def read_cached(fd: int, offset: int, length: int) -> bytes | None:
         return None
     buffer = ctypes.create_string_buffer(length)
     count = pread(fd, buffer, length, offset)
-    return None if count < 0 else buffer.raw[:count]
+    return None if count < 0 else ctypes.string_at(buffer, count)
 
 
 def read_ahead_nothing(fd: int) -> None:

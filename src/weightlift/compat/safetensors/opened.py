@@ -76,7 +76,7 @@ class OpenedFile:
         with refusing(), open_file(Path(path)) as file:
             self.description: Description = join([read_shard(file, rules)], DTYPES)
             # The same file even if another one takes its name in the meantime.
-            self._descriptor = os.dup(file.descriptor)
+            self._descriptor = file.keep()
         self.device = device
         self.framework = framework
         self.strict = strict or framework is Framework.NUMPY
