@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import weightlift as wl
+from weightlift.compat.safetensors import safe_open
 from weightlift.host import kernel, residency, sweeping
 from weightlift.testing import TensorSpec, tensor_digest, write_checkpoint
 from weightlift.testing.fast_disk import FastDiskUnavailable, fast_disk
@@ -155,3 +156,28 @@ def test_direct_reads_do_not_fill_the_cache(cold: Cold, engine: str) -> None:
     cached = cold.cached()
     assert cached is not None
     assert cached < cold.size // 100
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+@pytest.mark.parametrize("header", ["cold", "warm"])
+def test_a_row_of_a_cold_tensor_brings_its_own_pages_into_the_cache(cold: Cold, suffix: str, header: str) -> None:
+    path = cold.path.with_name(f"other name{suffix}")
+    path.unlink(missing_ok=True)
+    path.hardlink_to(cold.path)
+    length = int.from_bytes(os.pread(cold.descriptor, 8, 0), "little")
+    sweeping.sweep(cold.descriptor, [(0, cold.size)])
+    if header == "warm":
+        cold.warm(0, 8 + length)
+    with safe_open(path, framework="pt") as file:
+        opened = cold.pages()
+        row = file.get_slice("layer.2")[3]
+    assert len(row) == MIB + 12345
+    begin = wl.open(path)["layer.2"].offset + 3 * row.nbytes
+    pages = cold.pages()
+    expected = bytearray(len(pages))
+    for page in range(align_up(8 + length, PAGE_BYTES) // PAGE_BYTES):
+        expected[page] = 1
+    assert opened == bytes(expected)
+    for page in range(begin // PAGE_BYTES, align_up(begin + row.nbytes, PAGE_BYTES) // PAGE_BYTES):
+        expected[page] = 1
+    assert pages == bytes(expected)

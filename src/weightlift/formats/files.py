@@ -32,6 +32,7 @@ HEAD_BYTES: Final = PAGE_BYTES
 _OPEN_FLAGS: Final = (
     os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 )
+_PLAIN_SUFFIX: Final = ".safetensors"
 _SPECIAL_FILES: Final[tuple[tuple[Callable[[int], bool], str], ...]] = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a pipe"),
@@ -88,18 +89,22 @@ def open_file(path: Path) -> Iterator[OpenFile]:
         NotACheckpointError: it is a folder, pipe, socket or device.
         ReadError: the operating system refused for another reason.
     """
-    # Opening a device can have effects and opening a pipe can wait, so look first; the file is looked at again once
-    # open, because it may have been exchanged in between.
-    _require_regular(path, file_status(path).st_mode)
+    # Opening a device can have effects and opening a pipe can wait, so look first, unless no device is called
+    # that. The file is looked at again once it is open, since it may have been exchanged in between.
+    name = os.fspath(path)
+    if not name.endswith(_PLAIN_SUFFIX):
+        _require_regular(path, file_status(path).st_mode)
     try:
-        descriptor = kernel.open_quickly(path, _OPEN_FLAGS)
-    except OSError as err:
+        descriptor = kernel.open_quickly(name, _OPEN_FLAGS)
+    except (OSError, ValueError) as err:
+        _require_regular(path, file_status(path).st_mode)
+        if isinstance(err, ValueError):
+            raise
         raise access_failure(path, err) from err
     file: OpenFile | None = None
     try:
         status, mode = kernel.file_status_and_mode(descriptor)
         _require_regular(path, mode)
-        kernel.read_ahead_nothing(descriptor)
         brought_in: list[tuple[int, int]] = []
         head = _read_exactly(path, descriptor, 0, min(HEAD_BYTES, status.size_bytes), brought_in)
         file = OpenFile(path, descriptor, FileIdentity(*status), head, brought_in)
@@ -180,6 +185,7 @@ def _read_exactly(path: Path, descriptor: int, offset: int, length: int, brought
         if cached is not None and len(cached) == length:
             return cached
     brought_in += absent or []
+    kernel.read_ahead_nothing(descriptor)
     parts: list[bytes] = []
     missing = length
     try:

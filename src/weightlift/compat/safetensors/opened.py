@@ -7,6 +7,7 @@ open as long as the handle or one of its slices is in use. Everything here may b
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import threading
@@ -24,6 +25,7 @@ from weightlift.errors import InsufficientMemoryError, ReadError, TruncatedFileE
 from weightlift.formats.columns import join
 from weightlift.formats.files import open_file
 from weightlift.formats.safetensors import DTYPES, LENGTH_BYTES, read_shard
+from weightlift.host import kernel
 from weightlift.loading import load_rows
 from weightlift.options import LoadOptions
 from weightlift.types import Framework, HeaderRules, LoadReport, Method
@@ -249,9 +251,15 @@ class OpenedFile:
             self._read_into(memoryview(result).cast("B"), offset)
         return result
 
+    @functools.cached_property
+    def _to_read(self) -> int:
+        """The descriptor, reads of which bring into the page cache what they ask for and no more."""
+        kernel.read_ahead_nothing(self._descriptor)
+        return self._descriptor
+
     def _read_at_once(self, target: Any, offset: int, length: int) -> bool:
         try:
-            return _read_at is _preadv and _preadv(self._descriptor, target, offset) == length
+            return _read_at is _preadv and _preadv(self._to_read, target, offset) == length
         except OSError:
             return False
 
@@ -260,7 +268,7 @@ class OpenedFile:
         path = self.description.shards[0].path
         while done < len(target):
             try:
-                count = _read_at(self._descriptor, target[done:], offset + done)
+                count = _read_at(self._to_read, target[done:], offset + done)
             except OSError as err:
                 failure = ReadError(
                     f"{path}: reading {len(target):,} bytes at {offset:,} failed: {os.strerror(err.errno or 0)}",
