@@ -340,9 +340,10 @@ def _tried(torch: Any) -> QuickTensors | None:
         slab = quick.empty(torch.uint8, (64,), _DEVICE_TYPES["cpu"], 0)
         part = QuickViews(quick, slab).tensor(16, torch.bfloat16, (2, 3))
         _, second = quick.divide(part.reshape(-1), [(2,), (2, 2)])
+        (elsewhere,) = quick.divide(torch.empty(4, device="meta"), [(2, 2)])
     except (AttributeError, OSError, RuntimeError, TypeError):
         return None
     fits = part.dtype == torch.bfloat16 and tuple(part.shape) == (2, 3) and part.is_contiguous()
     same = part.data_ptr() == slab.data_ptr() + 16 and part.untyped_storage().data_ptr() == slab.data_ptr()
     divided = second.data_ptr() == part.data_ptr() + 4 and tuple(second.shape) == (2, 2) and second._base is None  # noqa: SLF001
-    return quick if fits and same and divided else None
+    return quick if fits and same and divided and elsewhere.device.type == "meta" else None
