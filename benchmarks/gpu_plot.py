@@ -1,7 +1,8 @@
-"""Draws ``results/gpu.json``: how near to the ceiling every loader comes in every state, as one SVG.
+"""Draws ``results/gpu.json``: how near to the ceiling every loader comes in every state, and one card beside several.
 
-``python benchmarks/gpu_plot.py`` writes ``docs/pictures/gpu.svg``. One row a state, one mark a loader; the further
+``python benchmarks/gpu_plot.py`` writes ``docs/pictures/gpu.svg``: one row a state, one mark a loader; the further
 right, the nearer to what the machine can do. A loader run with several settings is drawn at its best one in each state.
+Beside it ``cards.svg``, where several cards were measured: speeds onto one and onto all, under the links' own.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 ROOT = Path(__file__).resolve().parent
 RESULTS = ROOT / "results" / "gpu.json"
@@ -24,6 +25,17 @@ MARKS = ("circle", "square", "diamond", "triangle", "square", "diamond")
 FONT = 'font-family="system-ui, sans-serif" font-size="13" fill="#222"'
 HEADING = "Fraction of the ceiling, by state"
 WIDTH, LEFT, RIGHT, ROW, TOP = 860, 130, 30, 44, 96
+CARDS = (
+    ("one card", "its link", "link to the first, pinned", "", "#b9bec6"),
+    ("", "first load", "weightlift, one card", "", "#e58f80"),
+    ("", "later loads", "weightlift, one card", "second_", "#d3402a"),
+    ("all", "their links", "link, pinned", "", "#b9bec6"),
+    ("", "reading the page cache alone", "raw buffered", "", "#d5d8dd"),
+    ("", "first load", "weightlift, several cards", "", "#e58f80"),
+    ("", "later loads", "weightlift, several cards", "second_", "#d3402a"),
+)
+"""Bars of the second picture: group, label, how the case's name begins, which of its figures, colour."""
+BAR = 30
 
 
 def families(worst: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
@@ -88,6 +100,44 @@ def draw(worst: Mapping[str, Mapping[str, Any]], caption: str) -> str:
     return "\n".join(parts) + "\n"
 
 
+def draw_cards(cases: Sequence[Mapping[str, Any]], count: int, caption: str) -> str:
+    """One card and several, as bars with the spread over rounds; "" where too little was measured."""
+    bars = []
+    for group, label, name, which, colour in CARDS:
+        case = next((case for case in cases if case["name"].startswith(name)), {})
+        spread = case.get(f"{which}gigabytes_per_second")
+        if not spread:
+            return ""
+        bars.append((group.replace("all", f"{count} cards"), label, spread, colour))
+    left, height = 110, 76 + BAR * len(bars) + 24
+    scale = (WIDTH - left - 330) / max(spread["max"] for *_, spread, _ in bars)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" {FONT}>',
+        f'<rect width="{WIDTH}" height="{height}" fill="#fff"/>',
+        '<text x="20" y="28" font-size="16" font-weight="600">One card and several, out of the page cache</text>',
+        f'<text x="20" y="48" fill="#666">{html.escape(caption)}</text>',
+    ]
+    for number, (group, label, spread, colour) in enumerate(bars):
+        y, nbytes = 70 + BAR * number, scale * spread["median"]
+        low, high = left + scale * spread["min"], left + scale * spread["max"]
+        said = f"{spread['median']:.0f} GB/s, {label}"
+        parts += [
+            f'<text x="{left - 14}" y="{y + 14}" text-anchor="end" font-weight="600">{group}</text>',
+            f'<rect x="{left}" y="{y}" width="{nbytes:.1f}" height="{BAR - 10}" fill="{colour}"/>',
+            f'<path d="M{low:.1f} {y + 10}H{high:.1f}" stroke="#222" stroke-width="1.5"/>',
+            f'<text x="{max(left + nbytes, high) + 10:.1f}" y="{y + 14}">{html.escape(said)}</text>',
+        ]
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def machines(sections: Sequence[Mapping[str, Any]]) -> str:
+    """What sections were measured on, and when, for a caption."""
+    taken = [section["taken"] for section in sections]
+    gpus = " and ".join(sorted({name for one in taken for name in one["gpus"]})) or "no GPU"
+    counts = sorted({one["usable_processors"] for one in taken})
+    return f"{gpus}, {' or '.join(map(str, counts))} processors, {max(one['date'] for one in taken)[:10]}"
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -95,12 +145,15 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=PICTURE, help="where the picture goes")
     chosen = parser.parse_args()
     results = json.loads(chosen.results.read_text())
-    taken = next(section["taken"] for section in results.values() if isinstance(section, dict) and "taken" in section)
-    gpus = ", ".join(taken["gpus"]) or "no GPU"
-    caption = f"{gpus}, {taken['usable_processors']} processors, {taken['date'][:10]}; each loader at its best setting"
+    sections = [section for section in results.values() if isinstance(section, dict) and "taken" in section]
     chosen.output.parent.mkdir(parents=True, exist_ok=True)
-    chosen.output.write_text(draw(results["worst"], caption))
+    chosen.output.write_text(draw(results["worst"], f"{machines(sections)}; each loader at its best setting"))
     print(chosen.output)
+    cards = results.get("cards")
+    if cards and (picture := draw_cards(cards["cases"], len(cards["taken"]["gpus"]), machines([cards]))):
+        beside = chosen.output.with_name("cards.svg")
+        beside.write_text(picture)
+        print(beside)
 
 
 if __name__ == "__main__":

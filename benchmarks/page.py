@@ -94,7 +94,10 @@ KNOWN: Final[dict[str, Known]] = {
             "concurrency": "workers and chunk sizes",
             "cards": "several cards at once, with `--devices cuda:0,cuda:1`",
         },
-        ("gpu.svg", "How near to the ceiling every loader comes, by state"),
+        (
+            ("gpu.svg", "How near to the ceiling every loader comes, by state"),
+            ("cards.svg", "One card and several, out of the page cache"),
+        ),
     ),
     "scaling": Known(
         "How loads grow",
@@ -107,7 +110,7 @@ KNOWN: Final[dict[str, Known]] = {
             "workers": "1 to 32 reading threads",
             "budgets": "8 MiB to 1 GiB of host memory",
         },
-        ("scaling.svg", "Time and memory over bytes, tensors, workers and budgets"),
+        (("scaling.svg", "Time and memory over bytes, tensors, workers and budgets"),),
     ),
     "giant": Known(
         "141 GB inside 512 MiB", "benchmarks/giant.py", "anonymous memory of a sparse 70B model", page_parts.giant
@@ -117,7 +120,9 @@ KNOWN: Final[dict[str, Known]] = {
         "benchmarks/bug.py",
         "a checkpoint twice as large as the memory allowed",
         page_parts.bug,
-        picture=("bug.svg", "Memory of a control group while a checkpoint twice its size is loaded in several ways"),
+        pictures=(
+            ("bug.svg", "Memory of a control group while a checkpoint twice its size is loaded in several ways"),
+        ),
     ),
     "gguf": Known(
         "GGUF",
@@ -196,8 +201,9 @@ def page(results: Results, pictures: Path) -> str:
         known = KNOWN.get(name)
         text.append(f"## {known.title if known else escaped(name)}")
         text.append(f"`benchmarks/results/{name}.json`" + (f": {known.question}." if known else "."))
-        if known and known.picture[0] and (pictures / known.picture[0]).exists():
-            text.append(f"![{known.picture[1]}](pictures/{known.picture[0]})")
+        for file, shown in known.pictures if known else ():
+            if (pictures / file).exists():
+                text.append(f"![{shown}](pictures/{file})")
         text += part.text
     text += ["## Not measured", *not_measured(results)]
     return "\n\n".join(text) + "\n"

@@ -42,7 +42,7 @@ class Known:
         question: what it answers.
         render: its part of the page.
         sections: its sections with what they answer, where it is measured section by section.
-        picture: a file under ``docs/pictures``, with what it shows; may be empty.
+        pictures: files under ``docs/pictures``, each with what it shows.
     """
 
     title: str
@@ -50,7 +50,7 @@ class Known:
     question: str
     render: Callable[[Result], Part]
     sections: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    picture: tuple[str, str] = ("", "")
+    pictures: tuple[tuple[str, str], ...] = ()
 
 
 def by_sections(result: Result) -> Part:
