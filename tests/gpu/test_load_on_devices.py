@@ -9,12 +9,13 @@ import pytest
 import torch
 
 import weightlift as wl
-from weightlift import streaming
+from weightlift import pipeline, streaming
 from weightlift.errors import DeviceError, SelectionError
 from weightlift.formats import describe
 from weightlift.loading import transfer_rows
 from weightlift.options import LoadOptions
 from weightlift.targets.access import gpu_access
+from weightlift.targets.device import ReadyEvents
 from weightlift.targets.frameworks import pick_framework
 from weightlift.targets.module import ModuleTarget
 from weightlift.testing import TensorSpec, every_dtype_specs, exl2_specs, tensor_bytes, write_checkpoint
@@ -230,6 +231,26 @@ def test_an_interrupted_load_drains_its_copies(tmp_path: Path, gpu: FakeGpu, dev
         wl.load(path, device="cuda:0", engine=engine, progress=interrupt, host_memory="8MiB")
     assert gpu.counters().queued_operations == 0
     assert gpu.counters().stray_copies == 0
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_all_device_memory_is_there_after_the_first_bytes(
+    tmp_path: Path, devices: FakeDevices, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    recorded: list[int] = []
+    record = ReadyEvents.record
+
+    def noted(events: ReadyEvents) -> int:
+        recorded.append(record(events))
+        return recorded[-1]
+
+    monkeypatch.setattr(ReadyEvents, "record", noted)
+    monkeypatch.setattr(pipeline, "_FIRST_BATCH_BYTES", MIB)
+    monkeypatch.setattr(pipeline, "_MOST_BATCH_BYTES", MIB)
+    specs = [TensorSpec(f"large.{number}", "U8", (11 * MIB,)) for number in range(6)]
+    path = write_checkpoint(tmp_path, specs, shards=6)
+    require_contents(wl.load(path, device="cuda:0", engine=engine, host_memory="8MiB"), specs)
+    assert len(recorded) == 2, "one event for the memory of the first bytes, one for all the rest"
 
 
 def test_device_memory_is_prepared_for_many_tensors_at_once(

@@ -1,12 +1,13 @@
 """A GPU's memory as the destination: copies straight into the final tensors, which belong to the caller.
 
-Device memory is allocated just ahead of the copies, in the order in which they will be made, so that the first bytes
-move while the last tensors have no memory yet. It may still have work queued on the caller's stream, so copies wait for
-an event recorded there after the allocation (PyTorch's notes on CUDA streams describe the allocator's side of this).
+Device memory is allocated ahead of the copies: first what the first of them need, then the rest while these move. It
+may still have work queued on the caller's stream, so copies wait for an event recorded there after the allocation
+(PyTorch's notes on CUDA streams describe the allocator's side of this).
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from weightlift.device_layout import ALIGNMENT, entries_between, lay_out_on_device
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 
 _TOGETHER: Final = 2048
 """Tensors that are made at once, in a few milliseconds."""
+
+
+_BLOCKS_AHEAD: Final = 1024
+"""Allocations that are made before they are needed, which takes some milliseconds."""
 
 
 class DeviceAccess(NamedTuple):
@@ -119,6 +124,10 @@ class DeviceTarget:
             for entry in entries_between(extent.copies, extent.offset, extent.offset + extent.length)
             if self._owners[self._layout.entry_blocks[entry]] is None
         )
+        if new and self._last:
+            # Each event is two calls to the driver, which wait for those that pin slots and queue copies meanwhile.
+            rest = (number for number, owner in enumerate(self._owners) if owner is None and number not in new)
+            new |= dict.fromkeys(itertools.islice(rest, _BLOCKS_AHEAD))
         for number in new:
             self._allocate(number)
         if new or not self._last:
