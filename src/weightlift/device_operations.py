@@ -45,8 +45,8 @@ class SlotMemory:
 class Runtime(Protocol):
     """The few calls of a GPU runtime (CUDA or HIP) that engines make; handles and addresses are plain integers.
 
-    Every method returns the runtime's error code, 0 for success, and never raises. None but :meth:`register` may wait
-    long.
+    Every method returns the runtime's error code, 0 for success, and never raises. None but :meth:`wait` and
+    :meth:`register` may wait long.
     """
 
     not_ready: int
@@ -68,6 +68,10 @@ class Runtime(Protocol):
         """0 if ``event`` has happened, :attr:`not_ready` if not yet."""
         ...
 
+    def wait(self, event: int) -> int:
+        """Wait until ``event`` has happened, keeping a processor busy; for when :meth:`query` refuses to tell."""
+        ...
+
     def stream_wait(self, stream: int, event: int) -> int:
         """Let what is queued on ``stream`` from now on wait for ``event``."""
         ...
@@ -77,12 +81,12 @@ class Runtime(Protocol):
         ...
 
     def function_table(self) -> array[int]:
-        """Addresses of the six C functions behind the methods above, in their order, for the native engine.
+        """Addresses of the seven C functions behind the methods above, in their order, for the native engine.
 
         ``int set_device(int)``, ``int memcpy_async(void *, const void *, size_t, int kind, void *stream)`` (kind 1),
-        ``int event_record(void *, void *)``, ``int event_query(void *)``,
+        ``int event_record(void *, void *)``, ``int event_query(void *)``, ``int event_synchronize(void *)``,
         ``int stream_wait_event(void *stream, void *event, unsigned flags)``, ``int host_register(void *, size_t,
-        unsigned flags)`` (flags 1: for every context), and, as a seventh, ``int get_last_error(void)``.
+        unsigned flags)`` (flags 1: for every context), and, as an eighth, ``int get_last_error(void)``.
         """
         ...
 

@@ -106,6 +106,7 @@ class TestRuntime:
             ("MemcpyAsync", "copy_to_device", [1, 1, 1, 0]),
             ("EventRecord", "record", [1, 0]),
             ("EventQuery", "query", [1]),
+            ("EventSynchronize", "wait", [1]),
             ("StreamWaitEvent", "stream_wait", [0, 1]),
             ("HostRegister", "register", [4096, 4096]),
         ],
@@ -219,6 +220,7 @@ class TestRuntime:
         assert runtime.register(rig.source, SIZE) == 0
         assert rig.copy() == runtime.record(rig.event, rig.stream) == runtime.stream_wait(rig.stream, rig.event) == 0
         assert runtime.copy_to_device(rig.target, rig.source + SIZE, 0, rig.stream) == 0
+        runtime.wait(rig.event)
         runtime.query(rig.event)
         gpu.settle()
         runtime.unregister(rig.source)
@@ -233,11 +235,11 @@ class TestRuntime:
         locked = {name: gpu.locked_calls(name) for name in names if gpu.locked_calls(name)}
         assert locked == (quick if kind == "cuda" else {})
 
-    def test_the_native_engine_gets_its_seven_functions(self, gpu: FakeGpu, kind: Kind) -> None:
+    def test_the_native_engine_gets_its_eight_functions(self, gpu: FakeGpu, kind: Kind) -> None:
         table: array[int] = gpu.runtime.function_table()
         loaded = ctypes.CDLL(str(gpu.library))
         names = (
-            *("SetDevice", "MemcpyAsync", "EventRecord", "EventQuery", "StreamWaitEvent"),
+            *("SetDevice", "MemcpyAsync", "EventRecord", "EventQuery", "EventSynchronize", "StreamWaitEvent"),
             *("HostRegister", "GetLastError"),
         )
         assert list(table) == [ctypes.cast(loaded[kind + name], ctypes.c_void_p).value for name in names]

@@ -161,6 +161,7 @@ typedef struct {
     int (*copy)(void *destination, const void *source, size_t bytes, int direction, void *stream);
     int (*record)(void *event, void *stream);
     int (*query)(void *event);
+    int (*wait)(void *event);
     int (*stream_wait)(void *stream, void *event, unsigned flags);
     int (*register_memory)(void *address, size_t bytes, unsigned flags);
     int (*last_error)(void);
@@ -462,21 +463,19 @@ static void *slot_event(const wl_engine *engine, const chunk *c) {
     return at(engine->queues[c->extent.device].given.events[c->slot]);
 }
 
-/* Waits until the copies before a recorded event have completed, also when the runtime refuses to tell once: nobody may free
- * their memory earlier. Returns that refusal, or 0. Asking again and again after a pause is cheaper than sleeping in the
- * runtime: events that wake somebody raise an interrupt each, and the link rests for it between two copies. */
+/* Waits until the copies before a recorded event have completed, also when the runtime refuses to tell: nobody may free their
+ * memory earlier. Returns that refusal, or 0. Asking again and again after a pause is cheaper than sleeping in the runtime:
+ * events that wake somebody raise an interrupt each, and the link rests for it between two copies. */
 static int settle(const runtime_calls *runtime, void *event) {
     struct timespec pause = {0, PAUSE_SHORTEST};
-    int refused = 0, code;
-    while ((code = told(runtime, runtime->query(event))) == runtime->not_ready || (code && !refused)) {
-        if (code != runtime->not_ready) {
-            refused = code;
-            continue;
-        }
+    int code;
+    while ((code = told(runtime, runtime->query(event))) == runtime->not_ready) {
         nanosleep(&pause, NULL);
         if (pause.tv_nsec < PAUSE_LONGEST) pause.tv_nsec *= 2;
     }
-    return refused;
+    if (code && told(runtime, runtime->wait(event)))
+        while (told(runtime, runtime->query(event)) == runtime->not_ready) nanosleep(&pause, NULL);
+    return code;
 }
 
 static int call_device(worker *self, uint32_t device) {
@@ -1332,9 +1331,10 @@ EXPORT int wl_set_devices(wl_engine *engine, const uint64_t *functions, int32_t 
         .copy = (int (*)(void *, const void *, size_t, int, void *))(uintptr_t)functions[1],
         .record = (int (*)(void *, void *))(uintptr_t)functions[2],
         .query = (int (*)(void *))(uintptr_t)functions[3],
-        .stream_wait = (int (*)(void *, void *, unsigned))(uintptr_t)functions[4],
-        .register_memory = (int (*)(void *, size_t, unsigned))(uintptr_t)functions[5],
-        .last_error = (int (*)(void))(uintptr_t)functions[6],
+        .wait = (int (*)(void *))(uintptr_t)functions[4],
+        .stream_wait = (int (*)(void *, void *, unsigned))(uintptr_t)functions[5],
+        .register_memory = (int (*)(void *, size_t, unsigned))(uintptr_t)functions[6],
+        .last_error = (int (*)(void))(uintptr_t)functions[7],
         .not_ready = not_ready,
     };
     engine->queues = calloc(count, sizeof *engine->queues);

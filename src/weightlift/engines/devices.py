@@ -134,16 +134,14 @@ class DeviceWorker:
 
         Asked for with pauses, since events that wake somebody cost the link time (see ``GpuRuntime.create_event``).
         """
-        refused, pause = 0, _PAUSE_SECONDS_MIN
-        while code := self._runtime.query(event):
-            if code == self._runtime.not_ready:
+        runtime, pause = self._runtime, _PAUSE_SECONDS_MIN
+        while (code := runtime.query(event)) == runtime.not_ready:
+            time.sleep(pause)
+            pause = min(2 * pause, _PAUSE_SECONDS_MAX)
+        if code and runtime.wait(event):
+            while runtime.query(event) == runtime.not_ready:
                 time.sleep(pause)
-                pause = min(2 * pause, _PAUSE_SECONDS_MAX)
-            elif refused:
-                break
-            else:
-                refused = code
-        return refused
+        return code
 
     def has_landed(self, chunk: Chunk) -> bool:
         """Whether the copies of a chunk have completed.

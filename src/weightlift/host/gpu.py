@@ -56,6 +56,7 @@ CALLS: Final[dict[str, Call]] = {
     "copy": Call("cudaMemcpyAsync", "hipMemcpyAsync", (_POINTER, _POINTER, _SIZE, _INT, _POINTER), quick=True),
     "record": Call("cudaEventRecord", "hipEventRecord", (_POINTER, _POINTER), quick=True),
     "query": Call("cudaEventQuery", "hipEventQuery", (_POINTER,), quick=True),
+    "wait": Call("cudaEventSynchronize", "hipEventSynchronize", (_POINTER,)),
     "stream_wait": Call("cudaStreamWaitEvent", "hipStreamWaitEvent", (_POINTER, _POINTER, _FLAGS), quick=True),
     "register": Call("cudaHostRegister", "hipHostRegister", (_POINTER, _SIZE, _FLAGS)),
     "last_error": Call("cudaGetLastError", "hipGetLastError", (), quick=True),
@@ -75,7 +76,7 @@ CALLS: Final[dict[str, Call]] = {
 }
 """Every function used, by what it is for."""
 
-_ENGINE_ROLES: Final = ("set_device", "copy", "record", "query", "stream_wait", "register", "last_error")
+_ENGINE_ROLES: Final = ("set_device", "copy", "record", "query", "wait", "stream_wait", "register", "last_error")
 """What the native engine is given, in the order of :meth:`weightlift.device_operations.Runtime.function_table`."""
 
 _HOST_TO_DEVICE: Final = 1
@@ -192,6 +193,10 @@ class GpuRuntime:
     def query(self, event: int) -> int:
         """See :class:`weightlift.device_operations.Runtime`."""
         return self._told(self._quick["query"](event))
+
+    def wait(self, event: int) -> int:
+        """See :class:`weightlift.device_operations.Runtime`."""
+        return self._told(self._waiting["wait"](event))
 
     def stream_wait(self, stream: int, event: int) -> int:
         """See :class:`weightlift.device_operations.Runtime`."""

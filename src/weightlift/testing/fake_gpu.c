@@ -62,7 +62,7 @@ static const struct {
 #define FUNCTIONS(X) \
     X(GetDeviceCount) X(GetDevice) X(SetDevice) X(DeviceGetPCIBusId) X(MemGetInfo) X(RuntimeGetVersion) \
     X(StreamCreateWithFlags) X(StreamDestroy) X(StreamSynchronize) X(StreamWaitEvent) \
-    X(EventCreateWithFlags) X(EventDestroy) X(EventRecord) X(EventQuery) \
+    X(EventCreateWithFlags) X(EventDestroy) X(EventRecord) X(EventQuery) X(EventSynchronize) \
     X(MemcpyAsync) X(HostRegister) X(HostUnregister) X(GetLastError) X(PeekAtLastError)
 
 #define FUNCTION_NUMBER(name) F_##name,
@@ -607,6 +607,20 @@ static int event_query(void *handle) {
     return leave(code);
 }
 
+static int event_synchronize(void *handle) {
+    int code = enter(F_EventSynchronize);
+    struct event *event = find_event((uintptr_t)handle);
+    if (code == SUCCESS && event == NULL) code = INVALID_HANDLE;
+    if (code == SUCCESS) {
+        uint64_t target = event->recorded;
+        event->references++;
+        while (event->done < target) wait_for_change();
+        event->references--;
+        release_event(event);
+    }
+    return leave(code);
+}
+
 static int memcpy_async(void *destination, const void *source, size_t bytes, int direction, void *handle) {
     int code = enter(F_MemcpyAsync);
     struct stream *stream = find_stream((uintptr_t)handle);
@@ -685,6 +699,7 @@ BOTH(StreamWaitEvent, stream_wait_event, (void *stream, void *event, unsigned fl
 BOTH(EventCreateWithFlags, event_create, (void **event, unsigned flags), (event, flags))
 BOTH(EventDestroy, event_destroy, (void *event), (event))
 BOTH(EventRecord, event_record, (void *event, void *stream), (event, stream))
+BOTH(EventSynchronize, event_synchronize, (void *event), (event))
 BOTH(EventQuery, event_query, (void *event), (event))
 BOTH(MemcpyAsync, memcpy_async, (void *destination, const void *source, size_t bytes, int direction, void *stream),
      (destination, source, bytes, direction, stream))
