@@ -6,7 +6,6 @@ Pure data out of a context; nothing here runs or prints anything. A section's do
 from __future__ import annotations
 
 import dataclasses
-import os
 from typing import TYPE_CHECKING, Any
 
 import raw
@@ -14,6 +13,8 @@ from claims import Limit, Ratio
 from gpu_harness import memory_needed
 from harness import MIB, Case, Checkpoint, Contestant
 from states import CacheState
+
+from weightlift.host.memory import available_processors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +28,7 @@ PAGEABLE = {"chunks_mib": (4, 16), "threads": (1, 4), "bytes": 1 << 30}
 RAW_POINTS = {
     "direct": ((2, 4 * MIB), (4, 8 * MIB), (16, 4 * MIB)),
     # Copying out of the page cache takes all processors to be fastest; storage may not want many.
-    "buffered": ((len(os.sched_getaffinity(0)), 4 * MIB),),
+    "buffered": ((available_processors(), 4 * MIB),),
 }
 SECOND = ", second load"
 

@@ -96,10 +96,10 @@ def open_file(path: Path) -> Iterator[OpenFile]:
         _require_regular(path, file_status(path).st_mode)
     try:
         descriptor = kernel.open_quickly(name, _OPEN_FLAGS)
-    except (OSError, ValueError) as err:
+    except ValueError as err:
+        raise _impossible(path, err) from err
+    except OSError as err:
         _require_regular(path, file_status(path).st_mode)
-        if isinstance(err, ValueError):
-            raise
         raise access_failure(path, err) from err
     file: OpenFile | None = None
     try:
@@ -125,11 +125,13 @@ def file_status(path: Path) -> os.stat_result:
     try:
         return path.stat()
     except ValueError as err:
-        raise CheckpointNotFoundError(
-            f"{shown_path(path)}: not a possible path: {err}", hint="check the path", path=path
-        ) from err
+        raise _impossible(path, err) from err
     except OSError as err:
         raise access_failure(path, err) from err
+
+
+def _impossible(path: Path, err: ValueError) -> CheckpointNotFoundError:
+    return CheckpointNotFoundError(f"{shown_path(path)}: not a possible path: {err}", hint="check the path", path=path)
 
 
 def access_failure(path: Path, err: OSError) -> WeightliftError:

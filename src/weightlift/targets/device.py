@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 _TOGETHER: Final = 2048
 """Tensors that are made at once, in a few milliseconds."""
 
-
 _BLOCKS_AHEAD: Final = 1024
 """Allocations that are made before they are needed, which takes some milliseconds."""
 
