@@ -43,7 +43,7 @@ def reach_of(description: Description, rows: Sequence[int]) -> Reach:
         description: the checkpoint.
         rows: the rows that will be read.
     """
-    if len(rows) == len(description):
+    if len(rows) == len(description) and _fill_files(description):
         return Reach(sorted(set(description.shard_indexes)), {})
     blocks: dict[int, set[int]] = {}
     for row in rows:
@@ -54,6 +54,14 @@ def reach_of(description: Description, rows: Sequence[int]) -> Reach:
             found.update(range(offset // _BLOCK_BYTES - _BLOCKS_BEFORE, last + 1 + _BLOCKS_AFTER))
     sizes = {index: description.shards[index].identity.size_bytes for index in blocks}
     return Reach(sorted(blocks), {index: _parts(found, sizes[index]) for index, found in blocks.items()})
+
+
+def _fill_files(description: Description) -> bool:
+    """Whether the tensors are most of their files, as those of a whole checkpoint are.
+
+    A description may also be of ranges of files that hold much else, as frameworks ask for them one module at a time.
+    """
+    return 2 * sum(description.lengths) >= sum(shard.identity.size_bytes for shard in description.shards)
 
 
 def _parts(blocks: set[int], size_bytes: int) -> list[Part]:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from weightlift.formats import describe
 from weightlift.host.residency import Residency
+from weightlift.integrations.raw import RawRange, describe_ranges, open_raw
 from weightlift.reach import Reach, reach_of
 from weightlift.shards import OpenShards
 from weightlift.testing import TensorSpec, write_checkpoint
@@ -17,6 +18,7 @@ from weightlift.units import MIB
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from weightlift.description import Description
     from weightlift.host.probes import Probe
@@ -57,6 +59,14 @@ def test_all_that_is_read_is_reached(description: Description, chosen: set[int])
 
 def test_all_tensors_reach_whole_files(description: Description) -> None:
     assert reach_of(description, range(TENSORS)) == Reach([0, 1], {})
+
+
+def test_ranges_of_a_file_reach_little(tmp_path: Path) -> None:
+    path = tmp_path / "large"
+    with path.open("wb") as file:
+        file.truncate(TENSORS * TENSOR_BYTES)
+    ranges, _ = describe_ranges([RawRange(open_raw(str(path)), 5 * BLOCK, BLOCK, 0, "cpu")])
+    assert reach_of(ranges, [0]) == Reach([0], {0: [(4 * BLOCK, 4 * BLOCK)]})
 
 
 def test_one_tensor_reaches_little(description: Description) -> None:

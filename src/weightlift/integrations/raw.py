@@ -102,7 +102,20 @@ def read_raw(ranges: Sequence[RawRange], options: LoadOptions) -> LoadReport:
         FormatError: a range reaches behind the end of its file.
         WeightliftError: see :mod:`weightlift.errors`; the destinations are partly overwritten.
     """
-    shards = list({id(one.shard): one.shard for one in _checked(ranges)}.values())
+    description, ordered = describe_ranges(_checked(ranges))
+    maker = pick_framework(Framework.TORCH)
+    accesses, reason = _accesses(dict.fromkeys(one.device for one in ordered))
+    kind = maker.stored_dtype(DTYPES[_BYTES])
+    memory = {name: _Memory(one, kind) for name, one in zip(description.names, ordered, strict=True)}
+    rows = range(len(ordered))
+    target = ModuleTarget(description, rows, maker, memory, accesses)
+    _, report = transfer_rows(description, rows, options, target, accesses=accesses, staging_reason=reason)
+    return report
+
+
+def describe_ranges(ranges: Sequence[RawRange]) -> tuple[Description, Sequence[RawRange]]:
+    """Ranges as tensors of bytes, and the ranges in the order of their rows."""
+    shards = list({id(one.shard): one.shard for one in ranges}.values())
     number = {id(shard): index for index, shard in enumerate(shards)}
     ordered = sorted(ranges, key=lambda one: (number[id(one.shard)], one.offset))
     names = [f"{one.shard.path.name}, bytes {one.offset:,} and on ({index})" for index, one in enumerate(ordered)]
@@ -117,14 +130,7 @@ def read_raw(ranges: Sequence[RawRange], options: LoadOptions) -> LoadReport:
         dims=array("Q", (one.length for one in ordered)),
         dim_ends=array("I", range(1, len(ordered) + 1)),
     )
-    maker = pick_framework(Framework.TORCH)
-    accesses, reason = _accesses(dict.fromkeys(one.device for one in ordered))
-    kind = maker.stored_dtype(DTYPES[_BYTES])
-    memory = {name: _Memory(one, kind) for name, one in zip(names, ordered, strict=True)}
-    rows = range(len(ordered))
-    target = ModuleTarget(description, rows, maker, memory, accesses)
-    _, report = transfer_rows(description, rows, options, target, accesses=accesses, staging_reason=reason)
-    return report
+    return description, ordered
 
 
 def _checked(ranges: Sequence[RawRange]) -> Sequence[RawRange]:
