@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +16,9 @@ if TYPE_CHECKING:
 
 BATCH_BYTES = 128 << 20
 """Most bytes brought back at once; small tensors are joined up to it, since every copy costs some microseconds."""
+
+THREADS = 8
+"""Batches that are compared at once."""
 
 
 def digest_of(data: Any) -> str:
@@ -43,16 +49,22 @@ def compare(tensors: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, 
 
 
 def _digests(tensors: Iterable[Any]) -> Iterator[str]:
-    """The digest of every tensor's bytes, in order."""
+    """The digest of every tensor's bytes, in order; several batches at a time, since one thread takes many seconds."""
+    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
+        yield from itertools.chain.from_iterable(pool.map(_of_batch, _batches(tensors)))
+
+
+def _batches(tensors: Iterable[Any]) -> Iterator[Sequence[Any]]:
+    """The tensors' bytes: large ones alone, small ones together."""
     batch: list[Any] = []
     size = 0
     for flat in map(flat_bytes, tensors):
-        if size + len(flat) > BATCH_BYTES or (batch and not _go_together(batch[0], flat)):
-            yield from _of_batch(batch)
+        if batch and (size + len(flat) > BATCH_BYTES or not _go_together(batch[0], flat)):
+            yield batch
             batch, size = [], 0
         batch.append(flat)
         size += len(flat)
-    yield from _of_batch(batch)
+    yield batch
 
 
 def _go_together(first: Any, other: Any) -> bool:
@@ -60,19 +72,18 @@ def _go_together(first: Any, other: Any) -> bool:
     return bool(getattr(first, "is_cuda", False) and first.device == other.device)
 
 
-def _of_batch(batch: Sequence[Any]) -> Iterator[str]:
+def _of_batch(batch: Sequence[Any]) -> list[str]:
     import xxhash
 
-    if len(batch) == 1:
-        digest = xxhash.xxh3_128()
-        for first in range(0, len(batch[0]), BATCH_BYTES):
-            with_bytes(batch[0][first : first + BATCH_BYTES], digest.update)
-        yield digest.hexdigest()
-    elif batch:
+    if len(batch) > 1:
         import torch
 
-        joined = torch.cat(list(batch)).cpu()
-        first = 0
-        for flat in batch:
-            yield with_bytes(joined[first : first + len(flat)], digest_of)
-            first += len(flat)
+        joined, ends = torch.cat(list(batch)).cpu(), itertools.accumulate(map(len, batch))
+        return [with_bytes(joined[end - len(flat) : end], digest_of) for flat, end in zip(batch, ends, strict=True)]
+    digests = []
+    for flat in batch:
+        digest = xxhash.xxh3_128()
+        for first in range(0, len(flat), BATCH_BYTES):
+            with_bytes(flat[first : first + BATCH_BYTES], digest.update)
+        digests.append(digest.hexdigest())
+    return digests

@@ -112,6 +112,15 @@ LOADERS = (
         slow=True,
         states=("warm", "cold", "half-warm"),
     ),
+    Loader(
+        name="ExLlamaV3",
+        family="ExLlamaV3",
+        # Where that was built; the package alone cannot read.
+        package="exllamav3_ext",
+        adapter="exllamav3",
+        host_bytes=1 << 30,
+        states=("warm", "cold", "half-warm", "busy"),
+    ),
 )
 """Every peer as shipped, then at settings that were seen to be fast in some state."""
 

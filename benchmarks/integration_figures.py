@@ -67,13 +67,20 @@ def loads(runs: Sequence[Run], framework: str) -> str:
             f"{state}, {LOADERS[subject]}{f', {escaped(options)}' if options else ''}",
             len(some),
             number(_median(some, "seconds")),
-            number(_median(some, "weights_seconds")),
+            number(_median(some, "weights_seconds")) if all("weights_seconds" in run for run in some) else "–",
             number(max(run["anonymous_growth_bytes"] for run in some) / MIB, 1),
             f"{max(run['cached_after_bytes'] for run in some) / 1e9:.2f}",
         )
         for (state, subject, options), some in sorted(_cases(runs, framework).items(), reverse=True)
     ]
-    headings = ("load", "runs", "seconds", "of these, weights", "anonymous memory grew by, MiB", "cached after, GB")
+    headings = (
+        "load",
+        "runs",
+        "seconds",
+        "of these, reading weights",
+        "anonymous memory grew by, MiB",
+        "cached after, GB",
+    )
     return table(headings, lines)
 
 
@@ -82,12 +89,15 @@ def _median(runs: Sequence[Run], name: str) -> float:
 
 
 def faster(runs: Sequence[Run], framework: str, state: str) -> float | None:
-    """How many times as fast weights are loaded as by the framework's own loader; ``None`` if nobody measured both."""
-    cases = _cases(runs, framework)
+    """How many times as fast weights are loaded as by the framework's own loader; ``None`` if nobody measured both.
+
+    transformers alone tells loading weights from making the model around them.
+    """
+    cases, figure = _cases(runs, framework), "weights_seconds" if framework == "transformers" else "seconds"
     stock, ours = cases.get((state, "stock", "")), cases.get((state, "weightlift", ""))
     if not stock or not ours:
         return None
-    return _median(stock, "weights_seconds") / _median(ours, "weights_seconds")
+    return _median(stock, figure) / _median(ours, figure)
 
 
 def judged(runs: Sequence[Run], framework: str) -> list[Target]:
@@ -121,8 +131,9 @@ def _block(framework: str) -> Callable[[Result], str]:
         made, values = result["checkpoint"], [(state, faster(runs, framework, state)) for state in STATES]
         said = " and ".join(f"{number(value)} times as fast {state}" for state, value in values if value is not None)
         equal = len({run["logits"] for run in measured(runs, framework)}) == 1
+        alone = ", weights alone" if framework == "transformers" else ""
         return (
-            f"A Llama of {made['bytes'] / 1e9:.1f} GB onto a GPU, weights alone: {said}; logits are "
+            f"A Llama of {made['bytes'] / 1e9:.1f} GB onto a GPU{alone}: {said}; logits are "
             f"{'equal bit for bit' if equal else '**not equal**'}.\nEverything about it is in the "
             f"[benchmarks](../benchmarks.md#under-transformers-exllamav2-and-exllamav3).\n\n{loads(runs, framework)}"
         )

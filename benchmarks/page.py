@@ -99,6 +99,12 @@ KNOWN: Final[dict[str, Known]] = {
             ("cards.svg", "One card and several, out of the page cache"),
         ),
     ),
+    "self-test": Known(
+        "The self-test on a card",
+        "",
+        "`weightlift doctor --self-test`, every path, staging and engine onto a real card",
+        reliability_figures.part_of_self_test,
+    ),
     "scaling": Known(
         "How loads grow",
         "benchmarks/scaling.py",

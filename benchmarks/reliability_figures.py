@@ -1,7 +1,7 @@
 """The figures of ``docs/reliability.md`` out of results files; ``page.py`` writes them, so that none is typed by hand.
 
-Knows the shapes of the results files of endurance, faults, fuzzing, hostile headers, mutation, Pythons and
-portability, and nothing of how they come about.
+Knows the shapes of the results files of endurance, faults, fuzzing, hostile headers, mutation, Pythons,
+portability and the self-test, and nothing of how they come about.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any, Final
 
-from page_tables import Part, Target, escaped, table, targets
+from page_tables import WORDS, Part, Target, escaped, table, targets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -269,6 +269,23 @@ def hostile(result: Result) -> str:
     counts = Counter[str](result["hostile_inputs"])
     lines = [(f"`{escaped(name)}`", f"{count:,}") for name, count in counts.most_common()]
     return table(("reader", "hostile inputs refused"), [*lines, ("together", f"{counts.total():,}")])
+
+
+def part_of_self_test(result: Result) -> Part:
+    """What the self-test tried on a card, and how each step went."""
+    steps, facts = result["steps"], result["steps"]["facts"]
+    kind, version = ("HIP", facts["hip"]) if facts["hip"] else ("CUDA", facts["cuda"])
+    part = Part()
+    part.add(
+        f"Taken {result['date'][:10]} by `weightlift doctor --self-test --device {result['device']}`. {facts['name']}, "
+        f"{facts['devices']} in the machine; {kind} {version}, torch {facts['torch']}; Python {result['python']}."
+    )
+    lines = [(escaped(name), f"{step['seconds']:.1f}", WORDS[step["ok"]]) for name, step in steps.items()]
+    part.add(table(("step", "seconds", "passed"), lines))
+    passed = sum(step["ok"] for step in steps.values())
+    found = [Target("steps passed", str(passed), f"= {len(steps)}", passed == len(steps))]
+    part.add(targets(found), found)
+    return part
 
 
 BLOCKS: Final[Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]]] = {
