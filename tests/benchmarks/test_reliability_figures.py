@@ -121,3 +121,14 @@ def test_pythons_stand_with_what_failed_under_them(scripts: Path) -> None:
     assert "| CPython 3.14.7, free-threaded | 2026-01-02 | 3 | 1 | 1 |" in text
     text = figures.portability({"statx": run | {"environment": {"date": "2026-01-02T03"}}})
     assert "| statx | 2026-01-02 | 3 | 1 | 1 |" in text
+
+
+def test_a_step_of_the_self_test_that_failed_is_missed(scripts: Path) -> None:
+    figures = importlib.import_module("reliability_figures")
+    facts = {"ok": True, "seconds": 1.0, "name": "card", "devices": 2, "hip": "6.4", "cuda": None, "torch": "2.9"}
+    steps = {"facts": facts, "stream": {"ok": False, "seconds": 2.25}}
+    result = {"date": "2026-01-02T03:04:05", "device": "cuda:0", "python": "3.12", "steps": steps}
+    part = figures.part_of_self_test(result)
+    assert [(target.value, target.reached) for target in part.targets] == [("1", False)]
+    assert "card, 2 in the machine; HIP 6.4" in part.text[0]
+    assert "| stream | 2.2 | **no** |" in part.text[1]

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from weightlift.api import load
+from weightlift.compat.safetensors import mapping as of_handles
+from weightlift.compat.safetensors import safe_open
 from weightlift.formats import describe
 from weightlift.host import kernel
-from weightlift.host.memory import process_memory
+from weightlift.host.memory import Headroom, headroom, process_memory
 from weightlift.targets.frameworks import pick_framework
 from weightlift.targets.mapped import map_shards, mappable_rows, mapped_tensors
 from weightlift.testing import TensorSpec, tensor_bytes, write_checkpoint
@@ -131,6 +133,43 @@ def test_the_cache_policy_of_a_load_decides_about_large_units(
     state = load(checkpoint, method="mmap", cache=cache, framework="numpy")
     assert state["large"].size
     assert ("hg" in mapping_flags(checkpoint)) == large_units
+
+
+@linux_only
+@pytest.mark.needs("cachestat")
+@pytest.mark.parametrize("cache", ["auto", "keep", "drop"])
+def test_a_handle_decides_about_large_units_once_something_has_to_be_read(
+    checkpoint: Path, descriptor: int, map_it: Map, cache: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with map_it(keep=True):
+        if "hg" not in mapping_flags(checkpoint):
+            pytest.skip("this kernel has no transparent huge pages")
+    asked: list[Headroom | None] = []
+
+    def ask() -> Headroom | None:
+        asked.append(headroom())
+        return asked[-1]
+
+    monkeypatch.setattr(of_handles, "headroom", ask)
+
+    class Mapped(safe_open):
+        load_keywords = {"method": "mmap", "cache": cache}  # noqa: RUF012 - a class variable there
+
+    require_cold(descriptor)
+    os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+    warm = Mapped(checkpoint, framework="np")
+    assert warm.get_tensor("large").size
+    assert warm.get_tensor("small").size
+    assert not asked
+    assert "hg" not in mapping_flags(checkpoint)
+    require_cold(descriptor)
+    assert warm.get_tensor("small").size, "beside what was cached a moment ago"
+    assert not asked
+    del warm
+    cold = Mapped(checkpoint, framework="np")
+    assert cold.get_tensor("large").size
+    assert len(asked) == (cache == "auto")
+    assert ("hg" in mapping_flags(checkpoint)) == (cache != "drop")
 
 
 @linux_only

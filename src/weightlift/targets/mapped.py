@@ -69,6 +69,12 @@ def _advise(mapping: mmap.mmap, descriptor: int, *, keep: bool) -> None:
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
     if keep:
+        read_around(mapping)
+
+
+def read_around(mapping: mmap.mmap) -> None:
+    """Let a touch bring in the 4 MiB around it, where the kernel can."""
+    if sys.platform == "linux":
         with contextlib.suppress(OSError):
             mapping.madvise(mmap.MADV_HUGEPAGE)
 

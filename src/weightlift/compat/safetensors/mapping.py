@@ -7,13 +7,17 @@ would take longer than everything else. Nothing is read here: what is touched, t
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from weightlift.host import kernel
 from weightlift.host.memory import headroom
+from weightlift.host.residency import count_cached
 from weightlift.plan import ShardFacts, decide_cache
 from weightlift.shards import check_identity, mapping_failure
 from weightlift.targets.frameworks import pick_framework
-from weightlift.targets.mapped import map_shards, mapped_tensor, mapped_tensors
+from weightlift.targets.mapped import map_shards, mapped_tensor, mapped_tensors, read_around
+from weightlift.types import CachePolicy
+from weightlift.units import MIB, align_down
 
 if TYPE_CHECKING:
     import mmap
@@ -24,12 +28,16 @@ if TYPE_CHECKING:
     from weightlift.types import Framework
 
 
+_AROUND_BYTES: Final = 4 * MIB
+"""What a touch may bring in; parts of this size are looked at once."""
+
+
 class MappedFile:
     """A file that is mapped when its first tensor is asked for. May be used from several threads.
 
     Args:
         description: of the one file.
-        descriptor: the same file, open for as long as the first tensor has not been asked for.
+        descriptor: the same file, open for as long as tensors are asked for.
         framework: whose tensors to make.
     """
 
@@ -40,6 +48,8 @@ class MappedFile:
         self._lock = threading.Lock()
         self._mappings: dict[int, mmap.mmap] | None = None
         self._readonly = False
+        self._undecided: LoadOptions | None = None
+        self._looked_at: set[int] = set()
 
     def tensor(self, row: int, options: Callable[[], LoadOptions]) -> Any | None:
         """A new view of a row's bytes, which keeps the mapping alive; ``None`` where they lie wrong for its data type.
@@ -61,6 +71,8 @@ class MappedFile:
             with self._lock:
                 # Another thread may have been first meanwhile.
                 self._mappings = self._mappings or self._map(options())
+        if self._undecided is not None and not self._is_cached(row):
+            self._decide(self._undecided)
         if self._readonly:
             return dict(mapped_tensors(description, [row], self._mappings, self._maker))[description.names[row]]
         return mapped_tensor(description, row, self._mappings, self._maker)
@@ -70,7 +82,32 @@ class MappedFile:
         (shard,) = self._description.shards
         size = shard.identity.size_bytes
         check_identity(shard, self._descriptor, "after it was opened")
-        room = headroom()
+        self._undecided = options
+        try:
+            return map_shards(self._description, [0], {0: self._descriptor}, readonly=options.readonly)
+        except OSError as err:
+            raise mapping_failure(shard.path, size, err) from err
+
+    def _is_cached(self, row: int) -> bool:
+        """Whether both ends of a tensor are in the page cache, or were when a tensor beside them was asked for."""
+        start, length = self._description.offsets[row], self._description.lengths[row]
+        for offset in (start, start + length - 1) if length else ():
+            if offset // _AROUND_BYTES not in self._looked_at:
+                page = align_down(offset, kernel.PAGE_SIZE)
+                if count_cached(self._descriptor, page, kernel.PAGE_SIZE, kernel.PAGE_SIZE) != [kernel.PAGE_SIZE]:
+                    return False
+                self._looked_at.add(offset // _AROUND_BYTES)
+        return True
+
+    def _decide(self, options: LoadOptions) -> None:
+        """Let touches bring in what lies around them, where that may stay in the page cache.
+
+        Put off until something has to be read: finding out how much memory is left takes as long as touching 30 MB that
+        are cached.
+        """
+        self._undecided = None
+        (shard,) = self._description.shards
+        size, room = shard.identity.size_bytes, headroom() if options.cache is CachePolicy.AUTO else None
         facts = ShardFacts(shard.path.name, size, direct=False, direct_reason="", dontcache=False, residency=None)
         decision = decide_cache(
             options.cache,
@@ -79,8 +116,6 @@ class MappedFile:
             destination_bytes=0,
             available_bytes=room.available_bytes if room else None,
         )
-        descriptors = {0: self._descriptor}
-        try:
-            return map_shards(self._description, [0], descriptors, readonly=options.readonly, keep=decision.keep)
-        except OSError as err:
-            raise mapping_failure(shard.path, size, err) from err
+        if decision.keep:
+            for mapping in (self._mappings or {}).values():
+                read_around(mapping)
