@@ -71,8 +71,9 @@ class MappedFile:
             with self._lock:
                 # Another thread may have been first meanwhile.
                 self._mappings = self._mappings or self._map(options())
-        if self._undecided is not None and not self._is_cached(row):
-            self._decide(self._undecided)
+        undecided = self._undecided
+        if undecided is not None and not self._is_cached(row):
+            self._decide(undecided)
         if self._readonly:
             return dict(mapped_tensors(description, [row], self._mappings, self._maker))[description.names[row]]
         return mapped_tensor(description, row, self._mappings, self._maker)
