@@ -229,3 +229,7 @@ class TestQuickCalls:
             assert not kernel.takes_read_flags(fd, 4, unknown)
             assert kernel.takes_read_flags(fd, 4, 0) == hasattr(os, "preadv")
         assert not kernel.takes_read_flags(fd, 0, 0)
+
+
+def test_advice_about_memory_that_is_not_there_is_refused() -> None:
+    assert not kernel.advise_memory(0, kernel.PAGE_SIZE, kernel.MADV_DONTNEED)

@@ -7,18 +7,21 @@ before each load. On machines of their own nothing is done.
 
 from __future__ import annotations
 
-import contextlib
-import mmap
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
+from weightlift.buffers import SlotPool
+from weightlift.errors import InsufficientMemoryError
 from weightlift.health.cache.warm import spare_memory
 from weightlift.host import kernel
 from weightlift.host.cgroup import read_text
+from weightlift.host.memory import available_processors
 from weightlift.units import MIB, PAGE_BYTES, align_down
 
 _PIECE_BYTES: Final = 256 * MIB
 _SHARE: Final = 0.8
+_THREADS: Final = 8
 
 
 def is_virtual(root: Path = Path("/")) -> bool:
@@ -30,18 +33,28 @@ def is_virtual(root: Path = Path("/")) -> bool:
 
 
 def back_memory(nbytes: int) -> int:
-    """Touch memory that is free and free it again, in pieces, so that an interrupt is heard; returns how much."""
+    """Touch memory that is free and free it again, by several threads in pieces; returns how much."""
     spare = spare_memory()
     total = align_down(nbytes if spare is None else min(nbytes, int(spare * _SHARE)), PAGE_BYTES)
-    done = 0
-    with contextlib.ExitStack() as stack:
-        while done < total:
-            size = min(_PIECE_BYTES, total - done)
-            piece = stack.enter_context(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
-            try:
-                piece.madvise(mmap.MADV_HUGEPAGE)
-                piece.madvise(kernel.MADV_POPULATE_WRITE)
-            except (OSError, AttributeError):
-                break
-            done += size
-    return done
+    if total <= 0:
+        return 0
+    try:
+        memory = SlotPool(1, total)
+    except InsufficientMemoryError:
+        return 0
+    threads = ThreadPoolExecutor(min(_THREADS, available_processors()))
+    begin = memory.memory.address
+    try:
+        return sum(
+            threads.map(
+                lambda start: _populate(begin + start, min(_PIECE_BYTES, total - start)), range(0, total, _PIECE_BYTES)
+            )
+        )
+    finally:
+        # An interrupt is heard between pieces; nobody may be touching what is freed.
+        threads.shutdown(cancel_futures=True)
+        memory.close()
+
+
+def _populate(address: int, length: int) -> int:
+    return length if kernel.advise_memory(address, length, kernel.MADV_POPULATE_WRITE) else 0

@@ -295,17 +295,20 @@ def advise_dont_need(fd: int, offset: int, length: int) -> None:
 
 
 def forget_memory(address: int, length: int) -> None:
-    """Give private memory of this process back to the system; it holds zeros when it is next touched.
+    """Give private memory of this process back to the system, where it can; it holds zeros when it is next touched."""
+    advise_memory(address, length, MADV_DONTNEED)
 
-    Does nothing where the system has no such call.
+
+def advise_memory(address: int, length: int, advice: int) -> bool:
+    """``madvise`` without holding the interpreter lock; false where it was refused or the system has no such call.
 
     Args:
         address: first byte, at a page boundary.
         length: bytes, whole pages.
+        advice: what to do with them, such as :data:`MADV_POPULATE_WRITE`.
     """
     libc = _libc()
-    if libc is not None:
-        libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(length), MADV_DONTNEED)
+    return libc is not None and libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(length), advice) == 0
 
 
 def read_small(path: str | os.PathLike[str]) -> bytes | None:
