@@ -89,11 +89,9 @@ def make_checkpoints(chosen: argparse.Namespace, folder: Path, scratch: Path, ne
 
 
 def note(number: int, case: harness.Case, run: claims.Run) -> None:
-    """One line per run, so that a long benchmark shows that it lives, and what its time goes into."""
+    """One line per run."""
     said = run.get("error") or f"{claims.speed(run):.2f} GB/s"
-    tables.CONSOLE.print(
-        f"{time.strftime('%X')}  round {number + 1}  {case.name}: {said}", highlight=False, markup=False
-    )
+    tables.run(number, case.name, said)
 
 
 def run_section(name: str, context: sections.Context, chosen: argparse.Namespace, deadline: float) -> dict[str, Any]:

@@ -109,12 +109,10 @@ def fast_disk(size: int) -> Iterator[Path]:
 
 
 def note(number: int, case: harness.Case, run: claims.Run) -> None:
-    """One line per run, so that a long benchmark shows that it lives, and what its time goes into."""
+    """One line per run."""
     second = run.get("second_gigabytes_per_second")
     said = run.get("error") or f"{claims.speed(run):.2f} GB/s" + (f", then {second:.2f}" if second else "")
-    tables.CONSOLE.print(
-        f"{time.strftime('%X')}  round {number + 1}  {case.name}: {said}", highlight=False, markup=False
-    )
+    tables.run(number, case.name, said)
 
 
 def run_section(name: str, context: gpu_sections.Context, count: int, deadline: float) -> dict[str, Any]:

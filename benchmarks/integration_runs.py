@@ -101,7 +101,6 @@ def run_exllamav2(request: dict[str, Any]) -> dict[str, Any]:
     model = ExLlamaV2(config)
     with installed as found, PeakMemory() as sampler, timed(record, "seconds", "cuda:0"):
         model.load()
-    record["weights_seconds"] = record["seconds"]
     record["anonymous_growth_bytes"] = sampler.growth
     if found is not None:
         record["loads"] = found.loads

@@ -121,7 +121,7 @@ def note(number: int, case: Case, run: claims.Run) -> None:
     if said is None:
         seconds = run["touched_seconds"] or run["seconds"]
         said = f"{seconds:.3f} s, {run['extra_anonymous_bytes'] / MIB:.1f} MiB beside the tensors"
-    tables.CONSOLE.print(f"  round {number + 1}  {case.name}: {said}", highlight=False, markup=False)
+    tables.run(number, case.name, said)
 
 
 def summed(scale: Scale, runs: Mapping[str, list[claims.Run]]) -> dict[str, Any]:

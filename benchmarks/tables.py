@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -21,6 +22,11 @@ def spread(value: Mapping[str, float] | None, scale: float = 1.0, digits: int = 
         return ""
     middle, low, high = (value[key] / scale for key in ("median", "min", "max"))
     return f"{middle:.{digits}f} ({low:.{digits}f} … {high:.{digits}f})"
+
+
+def run(number: int, name: str, said: str) -> None:
+    """One line for a run, so that a long benchmark shows that it lives, and what its time goes into."""
+    CONSOLE.print(f"{time.strftime('%X')}  round {number + 1}  {name}: {said}", highlight=False, markup=False)
 
 
 def cases(title: str, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -103,8 +103,7 @@ class MappedFile:
     def _decide(self, options: LoadOptions) -> None:
         """Let touches bring in what lies around them, where that may stay in the page cache.
 
-        Put off until something has to be read: finding out how much memory is left takes as long as touching 30 MB that
-        are cached.
+        Put off until something has to be read: finding out how much memory is left takes longer than making a view.
         """
         self._undecided = None
         (shard,) = self._description.shards
