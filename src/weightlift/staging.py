@@ -134,7 +134,7 @@ def plan_pool(
             terms=(_stacks(room), _OWN),
         )
     budget = budget_bytes - _OWN.nbytes
-    slot_chunk = chunk_bytes or _slot_chunk(budget, workers)
+    slot_chunk = chunk_bytes or _slot_chunk(budget, workers or start.workers)
     total = sum(extent.length for extent in extents)
     chunks = _WORKERS_MAX if open_ended else max(1, -(-total // slot_chunk))
     slots, room = _slots_and_workers(
@@ -257,8 +257,8 @@ def _stacks(workers: int) -> BudgetTerm:
     )
 
 
-def _slot_chunk(budget_bytes: int, workers: int | None) -> int:
-    slots = max(_SLOTS_MIN, workers or 0)
+def _slot_chunk(budget_bytes: int, workers: int) -> int:
+    slots = max(_SLOTS_MIN, workers)
     share = (budget_bytes - _stacks(slots).nbytes) // slots - ALIGNMENT_SLACK_BYTES
     return max(_SLOT_CHUNK_BYTES_MIN, min(_SLOT_CHUNK_BYTES, align_down(share, PAGE_BYTES)))
 
@@ -271,7 +271,5 @@ def _start(extents: Sequence[Extent], processors: int, *, staged: bool) -> _Conc
         # Where fresh memory is populated workers also wait for each other, so two more than processors keep all busy.
         copying = max(1, min(processors + (0 if staged else 2), 16))
         return _Concurrency(copying, 512 * KIB if staged else 2 * MIB, max(copying, min(processors, _WORKERS_MAX)))
-    reading = max(2, min(processors, 4))
-    if any(extent.path is ReadPath.DIRECT for extent in extents):
-        return _Concurrency(reading, 4 * MIB, _WORKERS_MAX)
-    return _Concurrency(reading, 2 * MIB, _WORKERS_MAX)
+    # Larger chunks no longer fit a second-level cache, where memory that a read goes to was cleared just before.
+    return _Concurrency(max(2, min(processors, 4)), 2 * MIB, _WORKERS_MAX)

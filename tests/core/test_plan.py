@@ -192,6 +192,13 @@ def test_the_pool_never_exceeds_the_budget(plan: dict[str, Any], data: st.DataOb
         assert pool.slot_count == 0
 
 
+def test_copying_out_of_the_page_cache_gives_every_worker_a_slot() -> None:
+    extents = [Extent(0, ReadPath.BUFFERED, Sink.DISCARD, 0, GIB, resident=True)]
+    pool = plan_pool(extents, budget_bytes=8 * MIB, processors=16, workers=None, chunk_bytes=None)
+    assert pool.workers == pool.worker_room == pool.slot_count == 16
+    assert 400 * KIB < pool.chunk_bytes <= 512 * KIB
+
+
 def smallest_needed(plan: Callable[[], Any]) -> int | None:
     """The budget a refusal asks for; ``None`` if there was none."""
     with suppress(BudgetError):
