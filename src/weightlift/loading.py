@@ -300,7 +300,7 @@ def _load_mapped(
             for mapping in mappings.values():
                 mapping.close()
             raise
-        tensors = dict(mapped_tensors(description, mapped, mappings, maker)) | dict(target.finish())
+        tensors = dict(mapped_tensors(description, mapped, mappings, maker)) | dict(transfer.tensors(target))
         finished = transfer.finish()
     shown = digests if options.digest else {}
     report = summarise_mapped(

@@ -54,7 +54,7 @@ def load(path: Path, reader: FaultingReader | None, **keywords: Any) -> tuple[di
         description, reach_of(description, rows), options, destination_bytes=target.host_bytes, reader=reader
     )
     transfer.run(target)
-    tensors = dict(target.finish())
+    tensors = dict(transfer.tensors(target))
     transfer.finish()
     return tensors, transfer
 

@@ -43,12 +43,14 @@ class HostTarget(Bound):
 
     device = "cpu"
     in_order = False
+    makes_ahead = True
 
     def __init__(self, description: Description, rows: Sequence[int], maker: TensorMaker) -> None:
         self._description = description
         self._maker = maker
         self._layout: Layout = lay_out(description, rows)
         self._region: HostRegion | None = None
+        self._is_leased = False
         self.host_bytes = self._layout.region_bytes
 
     @property
@@ -79,7 +81,7 @@ class HostTarget(Bound):
         raise NotImplementedError
 
     def stored(self) -> Iterator[tuple[str, Any]]:
-        """The bytes of every selected tensor, by name; valid until :meth:`finish`."""
+        """The bytes of every selected tensor, by name; valid until :meth:`close`."""
         region, layout = self._region, self._layout
         assert region is not None
         for index, row in enumerate(layout.rows):
@@ -90,8 +92,11 @@ class HostTarget(Bound):
 
     def finish(self) -> Iterator[tuple[str, Any]]:
         """See :class:`~weightlift.targets.base.Target`."""
-        region, self._region = self._region, None
+        region = self._region
         assert region is not None
+        # The memory of a lease is given back when it dies, so there is one of each.
+        assert not self._is_leased
+        self._is_leased = True
         description, layout, over = self._description, self._layout, self._maker.over
         index = 0
         for group in layout.groups:
@@ -109,6 +114,7 @@ class HostTarget(Bound):
 
     def close(self) -> None:
         """See :class:`~weightlift.targets.base.Target`."""
+        self._region = None
 
     def _without_bytes(self, first: int, end: int) -> Iterator[tuple[str, Any]]:
         for index in range(first, end):
