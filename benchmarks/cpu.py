@@ -33,7 +33,8 @@ GIB = 1 << 30
 RESULTS = Path(__file__).resolve().parent / "results" / "cpu.json"
 SMALL_TENSORS = 220_000
 SWEEP_BYTES = GIB
-NAMES = ("raw", *sections.SECTIONS)
+NAMES = ("raw", "tuning", *sections.SECTIONS)
+NEEDED = {name: wanted for name, (_, wanted) in sections.SECTIONS.items()}
 
 
 def arguments() -> argparse.Namespace:
@@ -43,7 +44,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="runs of every case (default 5)")
     parser.add_argument("--size", type=float, default=2.0, help="GiB of the main checkpoint; `large` has twice that")
     parser.add_argument("--seconds", type=float, default=86400.0, help="divide this time among the sections")
-    parser.add_argument("--match", default="*", help="only cases whose name matches this glob, and what compares them")
+    parser.add_argument("--match", default="*", help="only cases whose names match these globs, with | between them")
     parser.add_argument("--quick", action="store_true", help="a smoke run: 0.25 GiB, 2 rounds, a short sweep")
     parser.add_argument("--checkpoint", type=Path, help="measure this file or folder where it lies; no disk is made")
     parser.add_argument("--folder", type=Path, help="make the checkpoints here instead of on a disk of memory")
@@ -128,7 +129,7 @@ def run_sweep(context: sections.Context, quick: bool) -> dict[str, Any]:
 
 def tune_peers(context: sections.Context) -> dict[str, Any]:
     """The best setting of every peer in each state."""
-    return {
+    found = {
         str(state): {
             peer.name: peers.tune(peer, context.checkpoints["main"], state, note)
             for peer in peers.PEERS
@@ -136,17 +137,17 @@ def tune_peers(context: sections.Context) -> dict[str, Any]:
         }
         for state in (states.CacheState.COLD, states.CacheState.WARM)
     }
+    return {"title": "the peers' settings", "states": found}
 
 
 def main() -> None:
     """Run the chosen sections, writing after each what there is so far."""
     chosen = arguments()
-    if "peers" in chosen.only or "small" in chosen.only:
+    if {"tuning", "peers", "small"}.intersection(chosen.only):
         reason = peers.missing()
         if reason:
             raise SystemExit(reason)
-    needed = {"main"} if "raw" in chosen.only else set()
-    needed.update(*(sections.SECTIONS[name][1] for name in chosen.only if name != "raw"))
+    needed = {name for section in chosen.only for name in NEEDED.get(section, ("main",))}
     results: dict[str, Any] = json.loads(chosen.output.read_text()) if chosen.output.exists() else {"schema": 1}
     # Ended by a signal, the disk of memory is still to be undone.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -167,15 +168,15 @@ def main() -> None:
         end = time.monotonic() + chosen.seconds
         for left, name in zip(range(len(chosen.only), 0, -1), sorted(chosen.only, key=NAMES.index), strict=True):
             now = time.monotonic()
-            rows = results.get("raw", {}).get("rows", [])
-            tuning = tune_peers(context) if name == "peers" and not chosen.quick else {}
+            rows, tuning = results.get("raw", {}).get("rows", []), results.get("tuning", {}).get("states", {})
             context = sections.Context(made, context.program, rows, tuning)
-            result = (
-                run_sweep(context, chosen.quick)
-                if name == "raw"
-                else run_section(name, context, chosen, now + (end - now) / left)
-            )
-            results[name] = {"taken": taken, "tuning": tuning} | result
+            if name == "raw":
+                result = run_sweep(context, chosen.quick)
+            elif name == "tuning":
+                result = tune_peers(context)
+            else:
+                result = run_section(name, context, chosen, now + (end - now) / left)
+            results[name] = {"taken": taken} | result
             chosen.output.parent.mkdir(parents=True, exist_ok=True)
             chosen.output.write_text(json.dumps(results, indent=1) + "\n")
     tables.CONSOLE.print(f"written: {chosen.output}")

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 BATCH_BYTES = 128 << 20
-"""Most bytes brought back at once; small tensors are joined up to it, since every copy costs some microseconds."""
+"""Most bytes brought back at once; small tensors go together up to it, since every copy and every task costs some
+microseconds."""
 
 THREADS = 8
 """Batches that are compared at once."""
@@ -59,7 +60,7 @@ def _batches(tensors: Iterable[Any]) -> Iterator[Sequence[Any]]:
     batch: list[Any] = []
     size = 0
     for flat in map(flat_bytes, tensors):
-        if batch and (size + len(flat) > BATCH_BYTES or not _go_together(batch[0], flat)):
+        if batch and (size + len(flat) > BATCH_BYTES or _device(batch[0]) != _device(flat)):
             yield batch
             batch, size = [], 0
         batch.append(flat)
@@ -67,15 +68,14 @@ def _batches(tensors: Iterable[Any]) -> Iterator[Sequence[Any]]:
     yield batch
 
 
-def _go_together(first: Any, other: Any) -> bool:
-    """Whether two tensors are on one device."""
-    return bool(getattr(first, "is_cuda", False) and first.device == other.device)
+def _device(flat: Any) -> Any:
+    return getattr(flat, "device", None)
 
 
 def _of_batch(batch: Sequence[Any]) -> list[str]:
     import xxhash
 
-    if len(batch) > 1:
+    if len(batch) > 1 and getattr(batch[0], "is_cuda", False):
         import torch
 
         joined, ends = torch.cat(list(batch)).cpu(), itertools.accumulate(map(len, batch))

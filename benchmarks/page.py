@@ -69,6 +69,7 @@ KNOWN: Final[dict[str, Known]] = {
         page_parts.by_sections,
         {
             "raw": "raw reads of the disk",
+            "tuning": "other loaders' settings",
             "paths": "every read path",
             "large": "a file of twice the size",
             "peers": "other loaders",

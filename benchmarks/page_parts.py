@@ -20,6 +20,7 @@ from page_tables import (
     limit_targets,
     number,
     ratio_targets,
+    settings,
     spread,
     table,
     taken,
@@ -64,10 +65,14 @@ def by_sections(result: Result) -> Part:
         now = taken(section["taken"] | ({"rounds": section["rounds"]} if "rounds" in section else {}))
         part.add(now if now != before else "")
         before = now
-        part.add(_sweep(section["rows"]) if "rows" in section else cases(section["cases"]))
+        part.add(settings(section["states"]) if "states" in section else _rows(section))
         found = [*ratio_targets(section.get("ratios", ())), *limit_targets(section.get("limits", ()))]
         part.add(targets(found), found)
     return part
+
+
+def _rows(section: dict[str, Any]) -> str:
+    return _sweep(section["rows"]) if "rows" in section else cases(section["cases"])
 
 
 def _sweep(rows: list[dict[str, Any]]) -> str:

@@ -6,6 +6,7 @@ Knows the shape of cases, ratios and limits, which the scripts share, and of no 
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Final
@@ -259,3 +260,14 @@ def _plain(value: object) -> str:
     if value is None or isinstance(value, bool):
         return WORDS[value]
     return number(value, 3) if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else escaped(value)
+
+
+def settings(states: Mapping[str, Any]) -> str:
+    """What was tried for every peer, and what its best case below runs with."""
+    lines = [
+        (escaped(peer), state, escaped(name), number(speed), "yes" if name == json.dumps(tried["settings"]) else "")
+        for state, by_peer in states.items()
+        for peer, tried in by_peer.items()
+        for name, speed in tried["gigabytes_per_second"].items()
+    ]
+    return table(("loader", "page cache", "settings over those shipped", "GB/s", "taken for best"), lines)

@@ -28,6 +28,7 @@ PYTHON = FOLDER / "environment" / "bin" / "python"
 COMMON = ("torch==2.13.0", "numpy", "xxhash", "safetensors==0.8.0", "humanize", "typer")
 ALONE = ("safetensors==0.9.0rc1", "runai-model-streamer==0.17.0", "fastsafetensors==0.5.0")
 TUNING_RUNS = 2
+CLEARLY_BETTER = 1.05
 
 Settings = Mapping[str, Any]
 
@@ -115,7 +116,7 @@ def tune(
     """Try the shipped settings and every candidate a few times and name the fastest.
 
     Returns:
-        ``settings`` (``{}`` if what is shipped is best) and the throughput of every one tried.
+        ``settings`` (``{}`` if nothing is clearly better than what is shipped) and the throughput of every one tried.
     """
     tried: list[Settings] = [{}, *peer.candidates]
     cases = [
@@ -124,8 +125,9 @@ def tune(
     ]
     runs = running.rounds(cases, TUNING_RUNS, note)
     speeds = {name: max(map(claims.speed, values)) for name, values in runs.items()}
-    best = max(speeds, key=lambda name: speeds[name])
-    return {"settings": json.loads(best), "gigabytes_per_second": speeds}
+    shipped, best = cases[0].name, max(speeds, key=lambda name: speeds[name])
+    settings = json.loads(best) if speeds[best] > CLEARLY_BETTER * speeds[shipped] else {}
+    return {"settings": settings, "gigabytes_per_second": speeds}
 
 
 def cases(

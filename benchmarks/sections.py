@@ -30,6 +30,8 @@ PATHS: Mapping[str, Mapping[str, Any]] = {
     "auto, drop": {"method": "auto", "cache": "drop"},
 }
 OWNING = ("direct", "buffered")
+SETTINGS: Mapping[CacheState, tuple[str, ...]] = {COLD: ("auto", "direct", "buffered, drop"), WARM: ("auto",)}
+"""What weightlift is compared with others at, as they are at what was found best for them."""
 DROPPING = ("buffered, drop", "auto, drop")
 GUESSES = ((2, 4 * MIB), (4, 4 * MIB))
 
@@ -61,8 +63,9 @@ class Section:
 
 
 def only(section: Section, match: str) -> Section:
-    """The part of a section whose cases' names match a glob; a comparison stays if both of its sides do."""
-    cases = tuple(case for case in section.cases if fnmatch.fnmatchcase(case.name, match))
+    """The cases of a section whose names match globs, with `|` between; a comparison stays if both of its sides do."""
+    globs = match.split("|")
+    cases = tuple(case for case in section.cases if any(fnmatch.fnmatchcase(case.name, glob) for glob in globs))
     kept = {case.name for case in cases}
     return Section(
         cases,
@@ -160,28 +163,32 @@ def large(context: Context) -> Section:
 
 
 def others(context: Context) -> Section:
-    """Other loaders into CPU memory: owned with owned, mapped (every page touched) with mapped."""
+    """Other loaders into CPU memory, each at its best: owned with owned, mapped (every page touched) with mapped."""
     checkpoint = context.checkpoints["main"]
     cases: list[Case] = []
     ratios: list[Ratio] = []
-    for state in (COLD, WARM):
-        own, mapped = f"weightlift auto, {state}", f"weightlift mmap, {state}"
-        cases.append(load(own, checkpoint, state, method="auto"))
+    for state, labels in SETTINGS.items():
+        auto, mapped = f"weightlift auto, {state}", f"weightlift mmap, {state}"
+        owned = tuple(f"weightlift {label}, {state}" for label in labels)
+        cases += [load(name, checkpoint, state, **PATHS[label]) for name, label in zip(owned, labels, strict=True)]
         cases.append(load(mapped, checkpoint, state, method="mmap"))
         by_peer: dict[str, tuple[peers.Peer, list[str]]] = {}
         for peer, case in peers.cases(checkpoint, state, context.tuning.get(str(state), {})):
             cases.append(case)
             by_peer.setdefault(peer.name, (peer, []))[1].append(case.name)
+        goal = 1.0 if state is COLD else 0.97
         for peer, under in by_peer.values():
-            over = mapped if peer.mapped else own
-            goal = 1.0 if state is COLD else 0.97
-            ratios.append(Ratio(name=f"{over}, over {peer.name}", over=(over,), under=tuple(under), at_least=goal))
+            kind, over = ("mmap", (mapped,)) if peer.mapped else ("owned", owned)
+            name = f"weightlift {kind}, {state}, over {peer.name}"
+            ratios.append(Ratio(name=name, over=over, under=tuple(under), at_least=goal))
+        rivals = tuple(name for peer, under in by_peer.values() if not peer.mapped for name in under)
+        ratios.append(Ratio(name=f"{auto}, over the best of the others", over=(auto,), under=rivals))
     return Section(tuple(cases), tuple(ratios))
 
 
 def busy(context: Context) -> Section:
     """Beside a Python thread that computes; the same beside another process shows what the lost core alone costs."""
-    checkpoint = context.checkpoints["main"]
+    checkpoint = context.checkpoints["large"]
     cases: list[Case] = []
     ratios: list[Ratio] = []
     kinds = (("direct", COLD), ("buffered", WARM))
@@ -272,7 +279,7 @@ SECTIONS: Mapping[str, tuple[Callable[[Context], Section], tuple[str, ...]]] = {
     "paths": (paths, ("main",)),
     "large": (large, ("large",)),
     "peers": (others, ("main",)),
-    "busy": (busy, ("main",)),
+    "busy": (busy, ("large",)),
     "budgets": (budgets, ("main",)),
     "residue": (residue, ("main",)),
     "small": (small, ("small",)),
