@@ -68,6 +68,14 @@ def _missing_engine() -> str | None:
     return None if found else "the native engine is not built here (no C compiler when weightlift was installed?)"
 
 
+@pytest.fixture(autouse=True)
+def nothing_found_out() -> None:
+    """No test's loads depend on what those of another found out about the drive."""
+    keeping = sys.modules.get("weightlift.keeping")
+    if keeping is not None:
+        keeping.forget()
+
+
 @pytest.fixture(scope="session")
 def tool() -> Callable[[str], ModuleType]:
     """Loads one of the project's own tools by its name; they are scripts, and on nobody's import path."""

@@ -15,12 +15,12 @@ from weightlift.engines.choice import make_engine
 from weightlift.engines.probing import run_probes
 from weightlift.failures import abandon, raise_failure
 from weightlift.host.memory import headroom
+from weightlift.keeping import Keeping, Where, reading_seconds
 from weightlift.load_staging import size_staging, take_staging
 from weightlift.operations import ChunkReady, Engine, Event, Extent, ExtentDone, Failure
-from weightlift.plan import CacheDecision, batches, decide_cache, extents_of, in_turns, plan_extents
+from weightlift.plan import CacheDecision, batches, decide_cache, extents_of, in_turns
 from weightlift.shards import OpenShards
 from weightlift.supervision import Supervisor
-from weightlift.trial import find_trial, judge_trial
 from weightlift.types import Method
 from weightlift.units import MIB
 
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from weightlift.staging import Pool
     from weightlift.targets.base import Target
     from weightlift.targets.device import DeviceAccess
-    from weightlift.trial import Trial
 
 _TICK_SECONDS: Final = 0.01
 _STUCK_SECONDS: Final = 2.0
@@ -86,6 +85,7 @@ class Transfer:
         self._made: list[tuple[str, Any]] = []
         self._making: Iterator[tuple[str, Any]] = iter(())
         self._extents: list[Extent] = []
+        self._keeping: Keeping | None = None
         self._total_bytes = self._submitted_bytes = self._outstanding = 0
         self.consumer_seconds = self.waiting_seconds = 0.0
         self.supervisor = Supervisor(options, self.started, self._drop_cache, self._device_used if accesses else None)
@@ -129,7 +129,8 @@ class Transfer:
             begin = self._lap("plan", begin)
             if target.makes_ahead:
                 self._making = target.finish()
-            self._pump(target)
+            self._serve(target)
+            self.supervisor.sample(target.host_bytes)
             self._lap("read", begin)
 
     def tensors(self, target: Target) -> list[tuple[str, Any]]:
@@ -148,42 +149,40 @@ class Transfer:
 
     def _start(self, target: Target) -> None:
         wanted = target.prepare()
-        trial = find_trial(wanted, self.shards.facts) if self.cache.on_trial else None
-        extents = self._plan(wanted, target, keep=self.cache.keep and trial is None)
+        drives = frozenset(self._description.shards[index].identity.device for index in self._used)
+        self._keeping = keeping = Keeping(self.cache, wanted, self.shards.facts, Where(drives, target.device))
+        self._decide(keeping.decision)
+        extents = self._plan(wanted, target, keep=keeping.keeps)
         self._total_bytes = sum(extent.length for extent in extents)
         self.pool = self._size_staging(extents, open_ended=False)
         self._begin()
-        if trial is not None:
-            self._try(trial, target)
-            extents = self._plan(trial.rest, target, keep=self.cache.keep)
+        if keeping.trial is not None:
+            self._try(keeping, target)
+            extents = self._plan(keeping.trial.rest, target, keep=keeping.keeps)
         first = _FIRST_BATCH_BYTES if self._accesses else self._total_bytes
         for batch in batches(in_turns(extents, in_order=target.in_order), first, _MOST_BATCH_BYTES):
             self._add(target.bind(batch))
-        if trial is not None and self.cache.keep:
-            for part in trial.direct:
-                self.shards.fetch(part.shard, part.offset, part.length)
 
     def _plan(self, wanted: Sequence[Wanted], target: Target, *, keep: bool) -> list[Extent]:
         return extents_of(wanted, self.shards.facts, self._options.method, keep=keep, in_order=target.in_order)
 
-    def _try(self, trial: Trial, target: Target) -> None:
+    def _decide(self, decision: CacheDecision) -> None:
+        if self.cache.keep and not decision.keep:
+            self.shards.probe_uncached()
+        self.cache = decision
+
+    def _try(self, keeping: Keeping, target: Target) -> None:
         """Read one part each way, and decide by what the workers spent on them."""
+        assert self._engine is not None
+        assert keeping.trial is not None
         spent = []
-        for parts, keep in ((trial.direct, False), (trial.kept, True)):
-            before = self._busy_seconds()
+        for parts, keep in ((keeping.trial.kept, True), (keeping.trial.direct, False)):
+            before = reading_seconds(self._engine.counters())
             self._hand_in(parts, target, keep=keep)
             self._serve(target)
-            spent.append(self._busy_seconds() - before)
-        self.cache = judge_trial(*spent)
+            spent.append(reading_seconds(self._engine.counters()) - before)
+        self._decide(keeping.judge(*spent))
         self.supervisor.tune_anew()
-        if not self.cache.keep:
-            self.shards.probe_uncached()
-
-    def _busy_seconds(self) -> float:
-        assert self._engine is not None
-        counters = self._engine.counters()
-        reading = counters.storage_seconds + counters.cache_seconds + counters.populate_seconds
-        return reading + counters.copy_seconds + counters.device_seconds
 
     def _add(self, extents: Sequence[Extent]) -> None:
         assert self._engine is not None
@@ -193,8 +192,8 @@ class Transfer:
         self._submitted_bytes += sum(extent.length for extent in extents)
 
     def _hand_in(self, wanted: Sequence[Wanted], target: Target, *, keep: bool) -> Sequence[Extent]:
-        facts, in_order = self.shards.facts, target.in_order
-        extents = target.bind(plan_extents(wanted, facts, self._options.method, keep=keep, in_order=in_order))
+        planned = self._plan(wanted, target, keep=keep)
+        extents = target.bind(list(in_turns(planned, in_order=target.in_order)))
         self._add(extents)
         return extents
 
@@ -276,12 +275,8 @@ class Transfer:
             self._engine.trace(recording.steps_max)
         self.supervisor.begin(self._engine, pool, self._total_bytes)
 
-    def _pump(self, target: Target) -> None:
-        """Have every extent land, and look at memory once more."""
-        self._serve(target)
-        self.supervisor.sample(target.host_bytes)
-
     def _serve(self, target: Target) -> None:
+        """Have everything that was submitted land."""
         engine = self._engine
         assert engine is not None
         while self._outstanding:
@@ -355,6 +350,9 @@ class Transfer:
             self._stop_recording(engine)
             self._engine = None
             engine.close()
+            if self.cache.keep and self._keeping is not None:
+                self.cache = self._keeping.learn(counters.landed_bytes, reading_seconds(counters))
+                self.shards.fetch(self._keeping.missed)
             if not self.cache.keep:
                 self.shards.sweep(self.uses)
             cached = self.shards.cached_now()

@@ -27,22 +27,26 @@ from weightlift.errors import (
     WeightliftError,
 )
 from weightlift.host import kernel, residency, storage, sweeping
-from weightlift.host.probes import run_probes
+from weightlift.host.probes import Probe, run_probes
 from weightlift.operations import ShardSource
 from weightlift.plan import GRANULE_BYTES, ShardFacts
-from weightlift.units import MIB, PAGE_BYTES
+from weightlift.units import KIB, MIB, PAGE_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from types import TracebackType
 
     from weightlift.description import Description, Shard
     from weightlift.host.probes import RunProbes
     from weightlift.host.residency import Part
     from weightlift.operations import ShardUse
+    from weightlift.plan import Wanted
 
 
 _COUNTED_BYTES: Final = 64 * MIB
+
+_READ_AHEAD_BYTES: Final = 128 * KIB
+"""What the kernel reads ahead by default, and so what every request for more is cut down to, without a word."""
 
 
 class OpenShards:
@@ -219,10 +223,15 @@ class OpenShards:
         for index, ranges in self._absent.items():
             sweeping.sweep(self.sources[index].descriptor, ranges)
 
-    def fetch(self, index: int, offset: int, length: int) -> None:
-        """Have the system read a range into the page cache by itself; where it cannot, nothing happens."""
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self.sources[index].descriptor, offset, length, os.POSIX_FADV_WILLNEED)
+    def fetch(self, parts: Iterable[Wanted]) -> None:
+        """Have the system read ranges into the page cache by itself; where it cannot, nothing happens."""
+        steps = [
+            Probe(self.sources[part.shard].descriptor, offset, _READ_AHEAD_BYTES, ahead=True)
+            for part in parts
+            for offset in range(part.offset, part.offset + part.length, _READ_AHEAD_BYTES)
+        ]
+        if steps:
+            self._ask(steps)
 
     def check_unchanged(self) -> None:
         """Raise :class:`FileChangedError` if a shard was written to or truncated while it was read."""

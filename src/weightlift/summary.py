@@ -59,14 +59,23 @@ def file_reason(method: Method, facts: ShardFacts, use: ShardUse, *, keep: bool)
     if cached is not None and cached > _WHOLE:
         return "the file was in the page cache already, which is faster than any drive"
     share = f"{cached:.0%} of the file was in the page cache" if cached and cached > 1 - _WHOLE else ""
+    if keep:
+        return f"{share + '; ' if share else ''}{_kept(use)}"
     if use.direct_bytes:
         if share and use.buffered_bytes:
             return f"{share} and was taken from there, the rest was read directly past it"
         state = "what the page cache holds is unknown" if cached is None else "the file was not in the page cache"
         return f"{state} and is not meant to stay there, so it was read directly"
-    if keep:
-        return f"{share + '; ' if share else ''}read through the page cache, where it stays for the next load"
     return f"read through the page cache without leaving it there, because {facts.direct_reason}"
+
+
+def _kept(use: ShardUse) -> str:
+    if not use.direct_bytes:
+        return "read through the page cache, where it stays for the next load"
+    if not use.buffered_bytes:
+        return "read directly to compare that with reading through the page cache, where it stays for the next load"
+    compared = format_bytes(use.direct_bytes)
+    return f"read through the page cache, where it stays for the next load, except {compared} read directly to compare"
 
 
 def worker_seconds(counters: Counters) -> dict[str, float]:

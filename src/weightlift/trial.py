@@ -26,8 +26,8 @@ WORTH_BYTES: Final = 1 * GIB
 PART_BYTES: Final = 64 * MIB
 _PIECE_BYTES_MIN: Final = 8 * MIB
 _ALIGNMENT: Final = 2 * MIB
-_COST_MAX: Final = 1.1
-"""Keeping may cost this many times what reading directly does."""
+_COST_MAX: Final = 1.25
+"""Keeping may cost this many times what reading directly does: the next load out of memory saves more than that."""
 
 
 class Trial(NamedTuple):
@@ -35,7 +35,8 @@ class Trial(NamedTuple):
 
     Attributes:
         direct: read past the page cache, and timed; :data:`PART_BYTES` together.
-        kept: read through it, and timed; as much.
+        kept: read through it, and timed; as much. It goes first, since what comes first also wakes workers and memory
+            up, and keeping is to be given up rather too early than too late.
         rest: everything else, in file order.
     """
 
@@ -51,14 +52,7 @@ def find_trial(wanted: Sequence[Wanted], shards: Sequence[ShardFacts]) -> Trial 
         wanted: what will be read, in file order.
         shards: facts per shard.
     """
-    cold = sum(
-        stop - start
-        for want in wanted
-        if shards[want.shard].direct
-        for start, stop, state in states(shards[want.shard].residency, want.offset, want.offset + want.length)
-        if state is Residency.ABSENT
-    )
-    if cold < WORTH_BYTES:
+    if cold_bytes(wanted, shards) < WORTH_BYTES:
         return None
     sides: tuple[list[Wanted], list[Wanted]] = ([], [])
     rest: list[Wanted] = []
@@ -74,6 +68,17 @@ def find_trial(wanted: Sequence[Wanted], shards: Sequence[ShardFacts]) -> Trial 
     if any(_missing(side) for side in sides):
         return None
     return Trial(tuple(sides[0]), tuple(sides[1]), tuple(rest))
+
+
+def cold_bytes(wanted: Sequence[Wanted], shards: Sequence[ShardFacts]) -> int:
+    """How much of what will be read is not in the page cache, and may be read directly."""
+    return sum(
+        stop - start
+        for want in wanted
+        if shards[want.shard].direct
+        for start, stop, state in states(shards[want.shard].residency, want.offset, want.offset + want.length)
+        if state is Residency.ABSENT
+    )
 
 
 def _missing(side: Sequence[Wanted]) -> int:
@@ -115,8 +120,8 @@ def judge_trial(direct_seconds: float, kept_seconds: float) -> CacheDecision:
     if cost <= _COST_MAX:
         return CacheDecision(
             keep=True,
-            reason="the files fit into free memory, and reading them through the page cache is about as fast as past "
-            "it, so they stay cached for the next load",
+            reason="the files fit into free memory, and reading them through the page cache is nearly as fast as "
+            "past it, so they stay cached for the next load",
         )
     return CacheDecision(
         keep=False,

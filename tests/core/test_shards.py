@@ -12,10 +12,12 @@ import pytest
 from weightlift.errors import FileChangedError, ReadError, TruncatedFileError
 from weightlift.formats import describe
 from weightlift.host.probes import Probe, run_probes
+from weightlift.operations import Sink
+from weightlift.plan import Wanted
 from weightlift.shards import OpenShards
 from weightlift.testing import TensorSpec, write_checkpoint
 from weightlift.testing.leaks import nothing_left_behind
-from weightlift.units import PAGE_BYTES
+from weightlift.units import KIB, PAGE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -94,6 +96,22 @@ def test_too_many_open_files_is_a_read_error_with_a_hint(description: Descriptio
 def test_alignment_is_at_most_a_page(description: Description) -> None:
     with OpenShards(description, [0], want_direct=True) as shards:
         assert PAGE_BYTES % shards.sources[0].offset_alignment == 0
+
+
+def test_reading_ahead_asks_for_no_more_at_once_than_the_kernel_gives(description: Description) -> None:
+    asked: list[Probe] = []
+
+    def ask(probes: Sequence[Probe]) -> list[int]:
+        asked.extend(probes)
+        return run_probes(probes)
+
+    with OpenShards(description, [0, 1, 2], want_direct=False, look_at_cache=False, ask=ask) as shards:
+        shards.fetch([])
+        assert not asked
+        shards.fetch([Wanted(1, 4096, 300 * KIB, Sink.DISCARD), Wanted(2, 0, 4096, Sink.DISCARD)])
+        fd, other = (shards.sources[index].descriptor for index in (1, 2))
+        assert [probe[:2] for probe in asked] == [(fd, 4096 + 128 * KIB * n) for n in range(3)] + [(other, 0)]
+    assert all(probe.ahead and probe.length == 128 * KIB for probe in asked)
 
 
 @pytest.mark.needs("preadv")

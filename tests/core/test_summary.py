@@ -43,6 +43,8 @@ def use(direct: int = 0, buffered: int = 0, mapped: int = 0, refused: int = 0, n
         (Method.AUTO, facts(SIZE), use(0, SIZE), True, ["already"]),
         (Method.AUTO, facts(25 * MIB), use(0, SIZE), True, ["25% of the file", "stays for the next load"]),
         (Method.AUTO, facts(0), use(0, SIZE), True, ["read through the page cache, where it stays"]),
+        (Method.AUTO, facts(0), use(MIB, SIZE), True, ["stays for the next load", "except 1.00 MiB read directly"]),
+        (Method.AUTO, facts(0), use(SIZE), True, ["read directly to compare", "stays for the next load"]),
         (Method.AUTO, facts(None, direct=False), use(0, SIZE), False, ["without leaving", "tmpfs takes none"]),
         (Method.MMAP, facts(None), use(0, 0, SIZE), False, ["method=mmap was asked for"]),
     ],

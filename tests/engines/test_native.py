@@ -110,12 +110,13 @@ def test_many_probes_have_the_answers_of_one_by_one(tmp_path: Path) -> None:
         fd = file.fileno()
         probes = [Probe(fd, KIB * n, KIB, ctypes.addressof(block) + KIB * n) for n in range(300)]
         probes += [Probe(fd, 4 * KIB * n, 4 * KIB) for n in range(64)]
+        probes += [Probe(fd, 0, 64 * KIB, ahead=True), Probe(-1, 0, KIB, ahead=True)]
         probes += [Probe(-1, 0, KIB), Probe(-1, 0, KIB, ctypes.addressof(block))]
         answers = ask_together(probes)
         assert answers == run_probes(probes)
         assert answers[:256] == [KIB] * 256
         assert answers[256:300] == [0] * 44
-        assert answers[-1] == -errno.EBADF
+        assert answers[-4:] == [0, -errno.EBADF, -errno.EBADF, -errno.EBADF]
         assert block.raw[: 256 * KIB] == path.read_bytes()
     assert ask_together([]) == []
 

@@ -1187,10 +1187,10 @@ static void end_watch(wl_engine *engine) {
 
 typedef struct {
     int32_t fd;
-    uint32_t unused;
+    uint32_t ahead; /* have the range read ahead, and nothing else */
     uint64_t offset, length;
     uint64_t address; /* memory for one read, or 0: count the cached pages of the range */
-    int64_t result;   /* out: bytes read, or pages cached, or -errno */
+    int64_t result;   /* out: bytes read, or pages cached, or 0, or -errno */
 } wl_probe_job;
 
 typedef struct {
@@ -1199,6 +1199,13 @@ typedef struct {
 } probe_walk;
 
 static int64_t probe_once(const wl_probe_job *job) {
+    if (job->ahead) {
+#ifdef POSIX_FADV_WILLNEED
+        return -posix_fadvise(job->fd, (off_t)job->offset, (off_t)job->length, POSIX_FADV_WILLNEED);
+#else
+        return -ENOSYS;
+#endif
+    }
     if (job->address) {
         ssize_t got;
         do got = pread(job->fd, at(job->address), job->length, (off_t)job->offset);
@@ -1241,7 +1248,7 @@ EXPORT void wl_probe(wl_probe_job *jobs, uint64_t count, uint32_t threads) {
 
 /* ---- what Python calls ----------------------------------------------------------------------------------------- */
 
-EXPORT uint32_t wl_abi(void) { return 7; }
+EXPORT uint32_t wl_abi(void) { return 8; }
 
 EXPORT void wl_free(wl_engine *engine) {
     if (!engine) return;

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from weightlift.device_operations import Devices, SlotMemory
 
-_ABI: Final = 7
+_ABI: Final = 8
 _EVENTS_PER_POLL: Final = 64
 _ACTIVITY_ROOM: Final = 64
 _NANOSECONDS: Final = 1e-9

@@ -23,7 +23,7 @@ _HELD_BYTES_MAX: Final = 16 << 30
 class _Probe(ctypes.Structure):
     _fields_ = (
         ("fd", ctypes.c_int32),
-        ("unused", ctypes.c_uint32),
+        ("ahead", ctypes.c_uint32),
         ("offset", ctypes.c_uint64),
         ("length", ctypes.c_uint64),
         ("address", ctypes.c_uint64),
@@ -38,9 +38,12 @@ def run_probes(probes: Sequence[Probe]) -> list[int]:
         return probes_one_by_one(probes)
     table = (_Probe * max(1, len(probes)))()
     for entry, probe in zip(table, probes, strict=False):
-        entry.fd, entry.offset, entry.length, entry.address = probe
+        entry.fd, entry.offset, entry.length, entry.address, entry.ahead = probe
     # Counting pages waits for nobody, and takes less time than getting the interpreter lock back beside a busy thread.
-    held = not any(probe.address for probe in probes) and sum(probe.length for probe in probes) <= _HELD_BYTES_MAX
+    held = (
+        not any(probe.address or probe.ahead for probe in probes)
+        and sum(probe.length for probe in probes) <= _HELD_BYTES_MAX
+    )
     ask = library.wl_probe_now if held else library.wl_probe
     ask(table, len(probes), min(available_processors(), _THREADS_MAX))
     return [entry.result for entry in table[: len(probes)]]

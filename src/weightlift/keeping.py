@@ -1,0 +1,142 @@
+"""Whether what a load reads stays in the page cache, where only trying tells what that costs; and what was found out.
+
+A large load makes a trial of its own (:mod:`weightlift.trial`). Of loads too small for that, as those of programs that
+load a model module by module, one is read directly for comparison once they have come to as much. What was found out
+holds for the drives and the kind of device as long as the process lives. No I/O, no clock.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from weightlift.trial import PART_BYTES, WORTH_BYTES, cold_bytes, find_trial, judge_trial
+from weightlift.units import MIB
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from weightlift.operations import Counters
+    from weightlift.plan import CacheDecision, ShardFacts, Wanted
+    from weightlift.trial import Trial
+
+_SAMPLE_BYTES_MIN: Final = 8 * MIB
+"""Smaller loads say more about starting and ending than about reading."""
+
+_COLD_SHARE_MIN: Final = 0.9
+"""Of a load that tells something; the header of a shard is in the page cache always."""
+
+_SAMPLE_BYTES_MAX: Final = 512 * MIB
+"""What is read past the page cache for comparison may have to be read into it once more."""
+
+
+class Where(NamedTuple):
+    """What a finding holds for.
+
+    Attributes:
+        drives: the numbers of the shards' file systems.
+        device: where the tensors go.
+    """
+
+    drives: frozenset[int]
+    device: str
+
+
+class _Record:
+    """What loads of one kind have shown so far: bytes and workers' seconds, by whether they were kept."""
+
+    def __init__(self) -> None:
+        self.decision: CacheDecision | None = None
+        self._bytes = {True: 0, False: 0}
+        self._seconds = {True: 0.0, False: 0.0}
+
+    @property
+    def lacks_direct(self) -> bool:
+        return self._bytes[True] >= WORTH_BYTES
+
+    def add(self, nbytes: int, seconds: float, *, kept: bool) -> None:
+        self._bytes[kept] += nbytes
+        self._seconds[kept] += seconds
+        if self._bytes[False] >= PART_BYTES:
+            direct, through = (self._seconds[kept] / self._bytes[kept] for kept in (False, True))
+            self.decision = judge_trial(direct, through)
+
+
+_records: dict[Where, _Record] = {}
+_lock = threading.Lock()
+
+
+def forget() -> None:
+    """Forget what loads of this process have shown, as if it had just begun."""
+    with _lock:
+        _records.clear()
+
+
+class Keeping:
+    """One load's part in finding out.
+
+    Args:
+        decision: what was decided from facts alone.
+        wanted: what will be read, in file order.
+        facts: facts per shard.
+        where: what a finding will hold for.
+
+    Attributes:
+        decision: what is decided now.
+        trial: the trial that this load is to make first, if any.
+        keeps: whether what is read outside a trial goes through the page cache to stay there, for now.
+        missed: ranges that are to stay in the page cache and were read past it.
+    """
+
+    def __init__(
+        self, decision: CacheDecision, wanted: Sequence[Wanted], facts: Sequence[ShardFacts], where: Where
+    ) -> None:
+        self.decision, self.keeps = decision, decision.keep
+        self.trial: Trial | None = None
+        self.missed: Sequence[Wanted] = ()
+        self._record: _Record | None = None
+        if not decision.on_trial:
+            return
+        with _lock:
+            record = _records.setdefault(where, _Record())
+        if record.decision is not None:
+            self.decision, self.keeps = record.decision, record.decision.keep
+            return
+        self._record = record
+        self.trial = find_trial(wanted, facts)
+        if self.trial is not None:
+            self.keeps = False
+        elif not _is_sample(wanted, facts):
+            self._record = None
+        elif record.lacks_direct and sum(want.length for want in wanted) <= _SAMPLE_BYTES_MAX:
+            self.keeps, self.missed = False, wanted
+
+    def judge(self, kept_seconds: float, direct_seconds: float) -> CacheDecision:
+        """Decide by what the workers spent on the two parts of the trial; returns the decision."""
+        assert self.trial is not None
+        assert self._record is not None
+        decision = self.decision = self._record.decision = judge_trial(direct_seconds, kept_seconds)
+        self.keeps, self.missed, self._record = decision.keep, self.trial.direct if decision.keep else (), None
+        return decision
+
+    def learn(self, nbytes: int, seconds: float) -> CacheDecision:
+        """Remember what a load that made no trial spent on its bytes; returns the decision, now that it ends."""
+        if self._record is not None:
+            with _lock:
+                self._record.add(nbytes, seconds, kept=self.keeps)
+            found = self._record.decision
+            if found is not None and not self.keeps:
+                self.decision, self.missed = found, self.missed if found.keep else ()
+        return self.decision
+
+
+def reading_seconds(counters: Counters) -> float:
+    """What workers have spent on getting bytes to where they go."""
+    reading = counters.storage_seconds + counters.cache_seconds + counters.populate_seconds
+    return reading + counters.copy_seconds + counters.device_seconds
+
+
+def _is_sample(wanted: Sequence[Wanted], facts: Sequence[ShardFacts]) -> bool:
+    """Whether nearly all of a load has to come from storage that takes direct reads, and there is enough of it."""
+    total = sum(want.length for want in wanted)
+    return total >= _SAMPLE_BYTES_MIN and cold_bytes(wanted, facts) >= _COLD_SHARE_MIN * total

@@ -1,0 +1,170 @@
+"""What keeping files in the page cache costs is found out once per drive, and then known to other loads too."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from weightlift import keeping, load, trial
+from weightlift.host.residency import Residency, ResidencyMap, ResidencyRun
+from weightlift.keeping import Keeping, Where
+from weightlift.operations import Sink
+from weightlift.plan import GRANULE_BYTES, CacheDecision, ShardFacts, Wanted
+from weightlift.testing import TensorSpec, write_checkpoint
+from weightlift.units import GIB, KIB, MIB
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from weightlift import LoadReport
+
+HERE = Where(frozenset({7}), "cpu")
+ON_TRIAL = CacheDecision(keep=True, reason="it fits", on_trial=True)
+MODULE = 256 * MIB
+
+
+def facts(*, direct: bool = True, cached: int = 0) -> ShardFacts:
+    runs = [ResidencyRun(0, cached, Residency.RESIDENT)] if cached else []
+    runs.append(ResidencyRun(cached, 4 * GIB - cached, Residency.ABSENT))
+    return ShardFacts("shard", 4 * GIB, direct, "", True, ResidencyMap(GRANULE_BYTES, 4 * GIB, cached, tuple(runs)))
+
+
+def begin(nbytes: int, shard: ShardFacts | None = None, where: Where = HERE) -> Keeping:
+    return Keeping(ON_TRIAL, [Wanted(0, 0, nbytes, Sink.DISCARD)], [shard or facts()], where)
+
+
+def load_module(seconds_per_gib: float, nbytes: int = MODULE, where: Where = HERE) -> Keeping:
+    one = begin(nbytes, where=where)
+    assert one.trial is None
+    one.learn(nbytes, seconds_per_gib * nbytes / GIB)
+    return one
+
+
+def kept_modules(count: int = GIB // MODULE) -> None:
+    for _ in range(count):
+        assert load_module(3.0).keeps
+
+
+def test_what_was_not_decided_on_trial_stays_as_it_is() -> None:
+    decision = CacheDecision(keep=True, reason="cache=keep was asked for")
+    one = Keeping(decision, [Wanted(0, 0, 3 * GIB, Sink.DISCARD)], [facts()], HERE)
+    assert (one.trial, one.keeps, one.learn(3 * GIB, 1.0)) == (None, True, decision)
+
+
+def test_one_trial_serves_all_loads_of_its_kind() -> None:
+    first = begin(3 * GIB)
+    assert first.trial is not None
+    assert not first.keeps
+    decision = first.judge(kept_seconds=2.0, direct_seconds=1.0)
+    assert (decision.keep, first.keeps, first.missed) == (False, False, ())
+    for nbytes in (3 * GIB, MODULE, KIB):
+        later = begin(nbytes)
+        assert (later.trial, later.keeps, later.decision) == (None, False, decision)
+    for where in (Where(frozenset({7, 8}), "cpu"), Where(frozenset({7}), "cuda:0")):
+        assert begin(3 * GIB, where=where).trial is not None
+
+
+def test_what_a_trial_read_past_the_page_cache_is_missed_there_if_files_are_kept() -> None:
+    first = begin(3 * GIB)
+    assert first.trial is not None
+    assert first.judge(kept_seconds=1.0, direct_seconds=1.0).keep
+    assert (first.keeps, first.missed) == (True, first.trial.direct)
+
+
+@pytest.mark.parametrize(("direct", "keep"), [(3.0, True), (1.0, False)])
+def test_once_modules_come_to_as_much_as_a_trial_is_worth_one_is_read_directly(direct: float, *, keep: bool) -> None:
+    kept_modules()
+    sample = load_module(direct)
+    assert not sample.keeps
+    assert sample.decision.keep is keep
+    assert not sample.decision.on_trial
+    assert list(sample.missed) == ([Wanted(0, 0, MODULE, Sink.DISCARD)] if keep else [])
+    assert begin(MODULE).keeps is begin(4 * GIB).keeps is keep
+
+
+def test_a_sample_may_be_of_several_small_modules() -> None:
+    kept_modules()
+    for _ in range(3):
+        sample = load_module(1.0, 20 * MIB)
+        assert (sample.keeps, sample.decision) == (False, ON_TRIAL)
+        assert sample.missed
+    assert not load_module(1.0, 20 * MIB).decision.keep
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        lambda: begin(MODULE, facts(direct=False)),
+        lambda: begin(MODULE, facts(cached=64 * MIB)),
+        lambda: begin(MIB),
+        lambda: begin(600 * MIB),
+    ],
+    ids=["no direct reads", "partly cached", "too little", "too much to be read twice"],
+)
+def test_loads_that_tell_nothing_are_no_sample(one: Callable[[], Keeping]) -> None:
+    kept_modules()
+    assert one().keeps
+
+
+def test_loads_that_went_wrong_show_nothing() -> None:
+    for _ in range(8):
+        assert begin(MODULE).keeps
+    assert load_module(3.0).keeps
+
+
+@pytest.fixture
+def small_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (trial, keeping):
+        monkeypatch.setattr(module, "WORTH_BYTES", 24 * MIB)
+        monkeypatch.setattr(module, "PART_BYTES", 8 * MIB)
+
+
+def load_cold(path: Path, megabytes: int, engine: str) -> LoadReport:
+    write_checkpoint(path, [TensorSpec("t", "U8", (megabytes * MIB,))])
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    report = load(path, device="null", engine=engine).report
+    assert report.page_cache_before_bytes is not None
+    if report.page_cache_before_bytes > MIB:
+        pytest.skip("the page cache of this file system cannot be emptied")
+    return report
+
+
+@pytest.mark.needs("preadv", "cachestat")
+@pytest.mark.usefixtures("small_trials")
+@pytest.mark.parametrize("engine", ["native", "python"])
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_trial_leaves_all_of_a_file_cached_or_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, *, keep: bool
+) -> None:
+    monkeypatch.setattr(keeping, "judge_trial", lambda *_: CacheDecision(keep, "so says the test"))
+    report = load_cold(tmp_path / "model.safetensors", 40, engine)
+    if not report.method_used["direct"]:
+        pytest.skip(f"no direct reads here: {report.reason}")
+    assert report.method_used["direct"] == (8 * MIB if keep else 32 * MIB)
+    size = (tmp_path / "model.safetensors").stat().st_size
+    after = report.page_cache_after_bytes
+    assert after is not None
+    assert after >= size if keep else not after
+
+
+@pytest.mark.needs("preadv", "cachestat")
+@pytest.mark.usefixtures("small_trials")
+@pytest.mark.parametrize("engine", ["native", "python"])
+@pytest.mark.parametrize("keep", [True, False])
+def test_files_loaded_one_by_one_find_out_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, *, keep: bool
+) -> None:
+    monkeypatch.setattr(keeping, "judge_trial", lambda *_: CacheDecision(keep, "so says the test"))
+    reports = [load_cold(tmp_path / f"{number}.safetensors", 12, engine) for number in range(4)]
+    if not reports[2].method_used["direct"]:
+        pytest.skip(f"no direct reads here: {reports[2].reason}")
+    direct = [report.method_used["direct"] // MIB for report in reports]
+    assert direct == ([0, 0, 12, 0] if keep else [0, 0, 12, 12])
+    cached = [(report.page_cache_after_bytes or 0) // MIB for report in reports]
+    assert cached == ([12] * 4 if keep else [12, 12, 0, 0])
+    assert [report.cache_decided for report in reports] == ["keep", "keep", *["keep" if keep else "drop"] * 2]
