@@ -102,6 +102,7 @@ def first_read(side: str, kind: str, name: str, large: Path) -> float:
     """
     import safetensors
     import safetensors.torch
+    import torch
 
     import weightlift
     import weightlift.compat.safetensors as ours
@@ -116,6 +117,8 @@ def first_read(side: str, kind: str, name: str, large: Path) -> float:
     elif side == "weightlift":
         weightlift.patch(method="mmap")
         face, load_file = safetensors.safe_open, safetensors.torch.load_file
+    # What an operation of torch takes the first time is no loader's doing either.
+    use({"": torch.zeros(PAGE_BYTES)})
     opened = face(large, framework="pt")
     if is_virtual():
         back_memory(large.stat().st_size + SPARE_BYTES)

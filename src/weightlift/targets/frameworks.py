@@ -209,22 +209,25 @@ def _numpy_views(torch: Any) -> Callable[[Any, int, DType, tuple[int, ...]], Any
     def through_numpy(buffer: Any, offset: int, dtype: DType, shape: tuple[int, ...]) -> Any:
         return from_numpy(ndarray(shape, dtype.numpy, buffer, offset))
 
-    def known(dtype: DType) -> Callable[[Any, int, DType, tuple[int, ...]], Any] | None:
+    ways: dict[str, Callable[[Any, int, DType, tuple[int, ...]], Any] | None] = {}
+
+    def first(buffer: Any, offset: int, dtype: DType, shape: tuple[int, ...]) -> Any:
+        """The first tensor of a type shows whether that type can be made this way."""
+        ways[dtype.name] = None
         if dtype.block_elements > 1 or dtype.torch is None or not hasattr(torch, dtype.torch):
             return None
         way = through_dlpack if dtype.name in _DLPACK_FLOAT_CODES else through_numpy
         try:
-            sample = way(bytearray(dtype.block_bytes), 0, dtype, (1,))
+            made = way(buffer, offset, dtype, shape)
         except (RuntimeError, TypeError, ValueError, BufferError):
             return None
-        return way if sample.dtype == getattr(torch, dtype.torch) else None
-
-    ways: dict[str, Callable[[Any, int, DType, tuple[int, ...]], Any] | None] = {}
+        if made.dtype != getattr(torch, dtype.torch):
+            return None
+        ways[dtype.name] = way
+        return made
 
     def view(buffer: Any, offset: int, dtype: DType, shape: tuple[int, ...]) -> Any:
-        if dtype.name not in ways:
-            ways[dtype.name] = known(dtype)
-        way = ways[dtype.name]
+        way = ways.get(dtype.name, first)
         return way(buffer, offset, dtype, shape) if way else None
 
     return view

@@ -122,7 +122,9 @@ class OpenedFile:
         return self._gives_views
 
     def _method(self) -> Method:
-        return LoadOptions(**self.options).method  # type: ignore[arg-type]
+        given = self.options.get("method")
+        # Options read the whole environment, which takes longer than making a view of a mapping.
+        return LoadOptions(**self.options).method if given is None else Method(given)  # type: ignore[arg-type]
 
     def has_metadata(self) -> bool:
         """Whether the header has free-form entries, were it none at all; a description does not tell, so look again."""
