@@ -218,12 +218,17 @@ class OpenedFile:
                 view = torch_view(tensors_.meta(dtype, shape, description.lengths[row]), index)
         if view is None:
             return self._whole(row)[index]
-        if view.contiguous and view.elements * dtype.block_bytes == description.lengths[row]:
+        nbytes, contiguous = view.elements * dtype.block_bytes, view.contiguous
+        if contiguous and nbytes == description.lengths[row]:
             whole = self._whole(row)
             return whole if whole.shape == view.shape else whole.reshape(view.shape)
         if self.mapped:
             return tensors_.strided(self._viewed(row), view)
-        made = self._gather(row, view)
+        if contiguous:
+            held = self.read(description.offsets[row] + view.offset * dtype.block_bytes, nbytes, kept=self.on_cpu)
+            made = tensors_.over(held, dtype, view.shape)
+        else:
+            made = self._gather(row, view)
         return made if self.on_cpu else made.to(self.place)
 
     def _gather(self, row: int, view: View) -> Any:
