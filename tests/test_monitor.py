@@ -31,11 +31,26 @@ def in_tensors(nbytes: int) -> Progress:
     return Progress(seconds=1.0, tensor_bytes=nbytes)
 
 
+def test_what_is_in_tensors_is_asked_after_the_look() -> None:
+    order: list[str] = []
+
+    def look(**_: bool) -> HostFigures:
+        order.append("look")
+        return figures(100)
+
+    def ask() -> Progress:
+        order.append("ask")
+        return in_tensors(0)
+
+    Monitor(look).sample(ask)
+    assert order == ["look", "look", "ask"]
+
+
 def test_peaks_are_growth_without_what_landed() -> None:
     monitor = made_up([figures(100, 50, 7), figures(180, 60, 7), figures(400, 90, 9), figures(390, 40), figures()])
-    monitor.sample(in_tensors(0))
-    monitor.sample(in_tensors(250))
-    monitor.sample(in_tensors(270))
+    monitor.sample(lambda: in_tensors(0))
+    monitor.sample(lambda: in_tensors(250))
+    monitor.sample(lambda: in_tensors(270))
     result = monitor.finish()
     assert (result.peak_anonymous_bytes, result.peak_file_bytes, result.peak_shared_bytes) == (80, 40, 2)
     assert (result.swap_in_bytes, result.swap_out_bytes, result.pressure_stall_seconds) == (0, 0, 0.0)
@@ -43,8 +58,8 @@ def test_peaks_are_growth_without_what_landed() -> None:
 
 def test_shrinking_is_no_negative_peak() -> None:
     monitor = made_up([figures(100, 50), figures(20, 10), figures(500, 10), figures()])
-    monitor.sample(in_tensors(0))
-    monitor.sample(in_tensors(1000))
+    monitor.sample(lambda: in_tensors(0))
+    monitor.sample(lambda: in_tensors(1000))
     result = monitor.finish()
     assert (result.peak_anonymous_bytes, result.peak_file_bytes) == (0, 0)
 
@@ -59,7 +74,7 @@ def test_counters_are_differences() -> None:
 
 def test_unknown_stays_unknown() -> None:
     monitor = made_up([NOTHING_KNOWN] * 3)
-    sample = monitor.sample(in_tensors(0))
+    sample = monitor.sample(lambda: in_tensors(0))
     assert {sample.anonymous_bytes, sample.page_cache_bytes, sample.available_bytes, sample.swap_in_bytes} == {None}
     assert monitor.finish() == MonitorResult(
         peak_anonymous_bytes=None,
@@ -75,8 +90,8 @@ def test_unknown_stays_unknown() -> None:
 
 def test_a_figure_that_gets_lost_on_the_way_is_unknown_or_passed_over() -> None:
     monitor = made_up([figures(), figures(7, 3), NOTHING_KNOWN, NOTHING_KNOWN])
-    monitor.sample(in_tensors(0))
-    monitor.sample(in_tensors(0))
+    monitor.sample(lambda: in_tensors(0))
+    monitor.sample(lambda: in_tensors(0))
     result = monitor.finish()
     assert (result.peak_anonymous_bytes, result.peak_file_bytes) == (7, 3)
     assert (result.swap_in_bytes, result.swap_out_bytes, result.pressure_stall_seconds) == (None, None, None)
@@ -85,7 +100,7 @@ def test_a_figure_that_gets_lost_on_the_way_is_unknown_or_passed_over() -> None:
 def test_a_sample_has_what_was_seen_and_what_the_caller_knew() -> None:
     start = figures(10, page_cache_bytes=1000, available_bytes=50)
     monitor = made_up([start, figures(60, page_cache_bytes=1700, available_bytes=20)])
-    sample = monitor.sample(Progress(2.5, 9, 8, 7, 6, 5, 4, 3))
+    sample = monitor.sample(lambda: Progress(2.5, 9, 8, 7, 6, 5, 4, 3))
     assert sample[:4] == (2.5, 9, 8, 7)
     assert (sample.anonymous_bytes, sample.pinned_bytes, sample.device_bytes) == (43, 6, 5)
     assert (sample.page_cache_bytes, sample.available_bytes) == (700, 20)
@@ -96,7 +111,7 @@ ALLOCATE = """
 from weightlift.monitor import Monitor, Progress
 monitor = Monitor()
 block = bytearray(b"x") * (48 << 20)
-sample = monitor.sample(Progress(1.0, tensor_bytes=16 << 20))
+sample = monitor.sample(lambda: Progress(1.0, tensor_bytes=16 << 20))
 print(monitor.finish().peak_anonymous_bytes, sample.available_bytes, len(block))
 """
 

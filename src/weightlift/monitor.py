@@ -76,15 +76,16 @@ class Monitor:
         self._timeline = Timeline()
         self._peaks: dict[str, int] = dict.fromkeys(("anonymous_bytes", "file_bytes", "shared_bytes"), 0)
 
-    def sample(self, progress: Progress, *, fresh: bool = False) -> Sample:
+    def sample(self, ask: Callable[[], Progress], *, fresh: bool = False) -> Sample:
         """Look once, and keep what was seen. Call it from one thread at a time.
 
         Args:
-            progress: how far the load is; what is in its tensors is the caller's memory and not the load's.
+            ask: tells how far the load is; what is in its tensors is the caller's memory and not the load's. Asked
+                after the look: put aside in between, this would take what workers filled meanwhile for the load's.
             fresh: look at pressure too.
         """
         start, now = self._start, self._read(fresh=fresh)
-        self.latest = now
+        self.latest, progress = now, ask()
         process, before = now.process, start.process
         growth: dict[str, Any] = dict.fromkeys(self._peaks)
         if process is not None and before is not None:

@@ -136,7 +136,7 @@ class Supervisor:
     def sample(self, host_bytes: int | None) -> None:
         """Look at memory once more, devices and pressure too, whether that is due or not."""
         self._device_due = 0.0
-        self.monitor.sample(self._progress(time.monotonic(), host_bytes), fresh=True)
+        self.monitor.sample(lambda: self._progress(time.monotonic(), host_bytes), fresh=True)
 
     def finish(self) -> MonitorResult:
         """What was seen; tensors may have been made of the memory meanwhile, so it is not looked at once more."""
@@ -147,15 +147,14 @@ class Supervisor:
     def _look(self, now: float, submitted_bytes: int, host_bytes: int | None) -> None:
         engine = self._engine
         assert engine is not None
-        progress = self._progress(now, host_bytes)
-        sample, seen = self.monitor.sample(progress), self.monitor.latest
+        sample, seen = self.monitor.sample(lambda: self._progress(now, host_bytes)), self.monitor.latest
         self._samples_due = now + self._sample_seconds
         if self._care is None or sample.available_bytes is None or seen.last_resort_bytes is None:
             engine.allow(UNBOUNDED)
             return
-        remaining = max(0, submitted_bytes - progress.tensor_bytes)
+        remaining = max(0, submitted_bytes - sample.tensor_bytes)
         if host_bytes is not None:
-            remaining = min(remaining, host_bytes - progress.tensor_bytes)
+            remaining = min(remaining, host_bytes - sample.tensor_bytes)
         view = MemoryView(
             sample.seconds, sample.available_bytes, seen.last_resort_bytes, seen.swap_free_bytes, remaining
         )
