@@ -15,6 +15,8 @@ STATES: Final = ("cold", "half-warm", "warm")
 GPU_STATES: Final = ("warm", "cold", "half-warm", "busy")
 ROWS: Final = ("auto", "auto, drop", "direct", "buffered", "buffered, drop", "mmap")
 OURS: Final = "weightlift"
+WAYS: Final = {"auto": "`auto`", "mmap": "`mmap`", "owned": "the best path"}
+"""What a comparison of loaders calls weightlift's side, and what the README does."""
 
 Cases = dict[str, dict[str, Any]]
 
@@ -64,7 +66,7 @@ def cpu(recorded: Mapping[str, Any]) -> str:
     disk = "a disk made of memory" if taken["storage"]["loop_over"] == "tmpfs" else taken["storage"]["file_system"]
     words = (
         f"{size['tensor_bytes'] / (1 << 30):.0f} GiB in {size['tensors']} tensors into fresh CPU memory, "
-        f"{taken['usable_processors']} processors, {disk}; medians of {taken['rounds']} runs with the\n"
+        f"{taken['usable_processors']} processors, {disk}; medians of {section['rounds']} runs with the\n"
         "spread, taken by `benchmarks/cpu.py` and recorded in `benchmarks/results/cpu.json`:\n"
     )
     speeds = " | ".join(f"{state}, GB/s" for state in STATES)
@@ -88,8 +90,8 @@ def peers(recorded: Mapping[str, Any]) -> str:
         assert found is not None, ratio["name"]
         path, state, other = found.groups()
         value = ratio["value"]
-        shown = f"{value['median']:.1f} ({value['min']:.1f}–{value['max']:.1f})" if value else "–"
-        rows.setdefault(f"`{path}` over {other}", {})[state] = shown
+        shown = f"{value['median']:.2f} ({value['min']:.2f}–{value['max']:.2f})" if value else "–"
+        rows.setdefault(f"{WAYS[path]} over {other}", {})[state] = shown
     lines = ["| weightlift's speed over another loader's | cold | warm |", "|---|---|---|"]
     lines += [f"| {name} | {states.get('cold', '–')} | {states.get('warm', '–')} |" for name, states in rows.items()]
     return "\n".join(lines)
