@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import bench_figures
 import coverage_table
 import integration_figures
 import page_parts
@@ -99,6 +100,12 @@ KNOWN: Final[dict[str, Known]] = {
             ("gpu.svg", "How near to the ceiling every loader comes, by state"),
             ("cards.svg", "One card and several, out of the page cache"),
         ),
+    ),
+    "bench": Known(
+        "What the command bench says of a card",
+        "benchmarks/bench_command.py",
+        "`weightlift bench` with a card",
+        bench_figures.part,
     ),
     "self-test": Known(
         "The self-test on a card",

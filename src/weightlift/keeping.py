@@ -16,7 +16,6 @@ from weightlift.units import MIB
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from weightlift.operations import Counters
     from weightlift.plan import CacheDecision, ShardFacts, Wanted
     from weightlift.trial import Trial
 
@@ -26,8 +25,8 @@ _SAMPLE_BYTES_MIN: Final = 8 * MIB
 _COLD_SHARE_MIN: Final = 0.9
 """Of a load that tells something; the header of a shard is in the page cache always."""
 
-_SAMPLE_BYTES_MAX: Final = 512 * MIB
-"""What is read past the page cache for comparison may have to be read into it once more."""
+_SAMPLE_BYTES_MAX: Final = 2 * PART_BYTES
+"""What is read past the page cache for comparison may have to be read into it once more; larger loads make a trial."""
 
 
 class Where(NamedTuple):
@@ -43,7 +42,7 @@ class Where(NamedTuple):
 
 
 class _Record:
-    """What loads of one kind have shown so far: bytes and workers' seconds, by whether they were kept."""
+    """What loads of one kind have shown so far: bytes and seconds, by whether they were kept."""
 
     def __init__(self) -> None:
         self.decision: CacheDecision | None = None
@@ -58,7 +57,7 @@ class _Record:
         self._bytes[kept] += nbytes
         self._seconds[kept] += seconds
         if self._bytes[False] >= PART_BYTES:
-            direct, through = (self._seconds[kept] / self._bytes[kept] for kept in (False, True))
+            direct, through = (self._seconds[kept] / self._bytes[kept] * PART_BYTES for kept in (False, True))
             self.decision = judge_trial(direct, through)
 
 
@@ -103,16 +102,18 @@ class Keeping:
             self.decision, self.keeps = record.decision, record.decision.keep
             return
         self._record = record
-        self.trial = find_trial(wanted, facts)
+        total, cold = sum(want.length for want in wanted), cold_bytes(wanted, facts)
+        if cold >= WORTH_BYTES or (record.lacks_direct and cold > _SAMPLE_BYTES_MAX):
+            self.trial = find_trial(wanted, facts)
         if self.trial is not None:
             self.keeps = False
-        elif not _is_sample(wanted, facts):
+        elif total < _SAMPLE_BYTES_MIN or cold < _COLD_SHARE_MIN * total:
             self._record = None
-        elif record.lacks_direct and sum(want.length for want in wanted) <= _SAMPLE_BYTES_MAX:
+        elif record.lacks_direct and total <= _SAMPLE_BYTES_MAX:
             self.keeps, self.missed = False, wanted
 
     def judge(self, kept_seconds: float, direct_seconds: float) -> CacheDecision:
-        """Decide by what the workers spent on the two parts of the trial; returns the decision."""
+        """Decide by the time that each part of the trial took; returns the decision."""
         assert self.trial is not None
         assert self._record is not None
         decision = self.decision = self._record.decision = judge_trial(direct_seconds, kept_seconds)
@@ -120,7 +121,7 @@ class Keeping:
         return decision
 
     def learn(self, nbytes: int, seconds: float) -> CacheDecision:
-        """Remember what a load that made no trial spent on its bytes; returns the decision, now that it ends."""
+        """Remember how long a load that made no trial took for its bytes; returns the decision, now that it ends."""
         if self._record is not None:
             with _lock:
                 self._record.add(nbytes, seconds, kept=self.keeps)
@@ -128,15 +129,3 @@ class Keeping:
             if found is not None and not self.keeps:
                 self.decision, self.missed = found, self.missed if found.keep else ()
         return self.decision
-
-
-def reading_seconds(counters: Counters) -> float:
-    """What workers have spent on getting bytes to where they go."""
-    reading = counters.storage_seconds + counters.cache_seconds + counters.populate_seconds
-    return reading + counters.copy_seconds + counters.device_seconds
-
-
-def _is_sample(wanted: Sequence[Wanted], facts: Sequence[ShardFacts]) -> bool:
-    """Whether nearly all of a load has to come from storage that takes direct reads, and there is enough of it."""
-    total = sum(want.length for want in wanted)
-    return total >= _SAMPLE_BYTES_MIN and cold_bytes(wanted, facts) >= _COLD_SHARE_MIN * total

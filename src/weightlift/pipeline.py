@@ -15,7 +15,7 @@ from weightlift.engines.choice import make_engine
 from weightlift.engines.probing import run_probes
 from weightlift.failures import abandon, raise_failure
 from weightlift.host.memory import headroom
-from weightlift.keeping import Keeping, Where, reading_seconds
+from weightlift.keeping import Keeping, Where
 from weightlift.load_staging import size_staging, take_staging
 from weightlift.operations import ChunkReady, Engine, Event, Extent, ExtentDone, Failure
 from weightlift.plan import CacheDecision, batches, decide_cache, extents_of, in_turns
@@ -172,15 +172,14 @@ class Transfer:
         self.cache = decision
 
     def _try(self, keeping: Keeping, target: Target) -> None:
-        """Read one part each way, and decide by what the workers spent on them."""
-        assert self._engine is not None
+        """Read one part each way, and decide by how long they take."""
         assert keeping.trial is not None
         spent = []
         for parts, keep in ((keeping.trial.kept, True), (keeping.trial.direct, False)):
-            before = reading_seconds(self._engine.counters())
+            begin = time.monotonic()
             self._hand_in(parts, target, keep=keep)
             self._serve(target)
-            spent.append(reading_seconds(self._engine.counters()) - before)
+            spent.append(time.monotonic() - begin)
         self._decide(keeping.judge(*spent))
         self.supervisor.tune_anew()
 
@@ -351,7 +350,7 @@ class Transfer:
             self._engine = None
             engine.close()
             if self.cache.keep and self._keeping is not None:
-                self.cache = self._keeping.learn(counters.landed_bytes, reading_seconds(counters))
+                self.cache = self._keeping.learn(counters.landed_bytes, self.phases["read"])
                 self.shards.fetch(self._keeping.missed)
             if not self.cache.keep:
                 self.shards.sweep(self.uses)

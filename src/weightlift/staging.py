@@ -29,6 +29,8 @@ _SLOT_CHUNK_BYTES: Final = 4 * MIB
 _SLOT_CHUNK_BYTES_MIN: Final = 64 * KIB
 _SLOTS_MIN: Final = 4
 _CHUNK_BYTES_MAX: Final = 16 * MIB
+_MOSTLY: Final = 0.5
+"""Share of what is read that the page cache holds, from which on copying out of it counts and not storage."""
 
 _DEVICE_ROOMY_BYTES: Final = 120 * MIB
 _DEVICE_WORKERS_DIRECT: Final = 2
@@ -266,10 +268,14 @@ def _slot_chunk(budget_bytes: int, workers: int) -> int:
 def _start(extents: Sequence[Extent], processors: int, *, staged: bool) -> _Concurrency:
     """Where concurrency starts and ends; the tuner finds its way in between."""
     cached = sum(extent.length for extent in extents if extent.resident)
-    if extents and 2 * cached >= sum(extent.length for extent in extents):
-        # Copying out of the cache is processor work, and staged chunks that fit a second-level cache are copied faster.
-        # Where fresh memory is populated workers also wait for each other, so two more than processors keep all busy.
-        copying = max(1, min(processors + (0 if staged else 2), 16))
-        return _Concurrency(copying, 512 * KIB if staged else 2 * MIB, max(copying, min(processors, _WORKERS_MAX)))
+    share = cached / max(1, sum(extent.length for extent in extents))
+    # Copying out of the cache is processor work. Where fresh memory is populated workers also wait for each other, so
+    # two more than processors keep all busy. Of files that are partly cached, drive and processors work side by side.
+    copying = max(1, min(processors + (0 if staged else 2), 16))
+    reading = max(2, min(processors, 4))
+    workers = round(reading + share * (copying - reading))
+    if share >= _MOSTLY:
+        # Staged chunks that fit a second-level cache are copied faster.
+        return _Concurrency(workers, 512 * KIB if staged else 2 * MIB, max(copying, min(processors, _WORKERS_MAX)))
     # Larger chunks no longer fit a second-level cache, where memory that a read goes to was cleared just before.
-    return _Concurrency(max(2, min(processors, 4)), 2 * MIB, _WORKERS_MAX)
+    return _Concurrency(workers, 2 * MIB, _WORKERS_MAX)

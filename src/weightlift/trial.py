@@ -52,8 +52,6 @@ def find_trial(wanted: Sequence[Wanted], shards: Sequence[ShardFacts]) -> Trial 
         wanted: what will be read, in file order.
         shards: facts per shard.
     """
-    if cold_bytes(wanted, shards) < WORTH_BYTES:
-        return None
     sides: tuple[list[Wanted], list[Wanted]] = ([], [])
     rest: list[Wanted] = []
     for index, want in enumerate(wanted):
@@ -113,10 +111,10 @@ def judge_trial(direct_seconds: float, kept_seconds: float) -> CacheDecision:
     """Whether to keep, from what the two parts took.
 
     Args:
-        direct_seconds: time that all workers together spent on the part read directly.
-        kept_seconds: the same on the part read through the page cache.
+        direct_seconds: how long the part read directly took.
+        kept_seconds: how long as many bytes took that were read through the page cache.
     """
-    cost = kept_seconds / max(direct_seconds, 1e-9)
+    cost = kept_seconds / direct_seconds if direct_seconds else 1.0
     if cost <= _COST_MAX:
         return CacheDecision(
             keep=True,

@@ -13,6 +13,7 @@ from weightlift.keeping import Keeping, Where
 from weightlift.operations import Sink
 from weightlift.plan import GRANULE_BYTES, CacheDecision, ShardFacts, Wanted
 from weightlift.testing import TensorSpec, write_checkpoint
+from weightlift.trial import PART_BYTES
 from weightlift.units import GIB, KIB, MIB
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 HERE = Where(frozenset({7}), "cpu")
 ON_TRIAL = CacheDecision(keep=True, reason="it fits", on_trial=True)
-MODULE = 256 * MIB
+MODULE = 128 * MIB
 
 
 def facts(*, direct: bool = True, cached: int = 0) -> ShardFacts:
@@ -43,9 +44,9 @@ def load_module(seconds_per_gib: float, nbytes: int = MODULE, where: Where = HER
     return one
 
 
-def kept_modules(count: int = GIB // MODULE) -> None:
-    for _ in range(count):
-        assert load_module(3.0).keeps
+def kept_modules(seconds_per_gib: float = 3.0) -> None:
+    for _ in range(GIB // MODULE):
+        assert load_module(seconds_per_gib).keeps
 
 
 def test_what_was_not_decided_on_trial_stays_as_it_is() -> None:
@@ -74,9 +75,11 @@ def test_what_a_trial_read_past_the_page_cache_is_missed_there_if_files_are_kept
     assert (first.keeps, first.missed) == (True, first.trial.direct)
 
 
-@pytest.mark.parametrize(("direct", "keep"), [(3.0, True), (1.0, False)])
-def test_once_modules_come_to_as_much_as_a_trial_is_worth_one_is_read_directly(direct: float, *, keep: bool) -> None:
-    kept_modules()
+@pytest.mark.parametrize(("kept", "direct", "keep"), [(3.0, 3.0, True), (3.0, 1.0, False), (0.2, 0.1, False)])
+def test_once_modules_come_to_as_much_as_a_trial_is_worth_one_is_read_directly(
+    kept: float, direct: float, *, keep: bool
+) -> None:
+    kept_modules(kept)
     sample = load_module(direct)
     assert not sample.keeps
     assert sample.decision.keep is keep
@@ -94,15 +97,23 @@ def test_a_sample_may_be_of_several_small_modules() -> None:
     assert not load_module(1.0, 20 * MIB).decision.keep
 
 
+def test_of_a_large_module_no_more_is_read_twice_than_the_part_of_a_trial() -> None:
+    kept_modules()
+    one = begin(600 * MIB)
+    assert one.trial is not None
+    assert one.judge(kept_seconds=1.0, direct_seconds=1.0).keep
+    assert sum(want.length for want in one.missed) == PART_BYTES
+    assert begin(MODULE).decision == one.decision
+
+
 @pytest.mark.parametrize(
     "one",
     [
         lambda: begin(MODULE, facts(direct=False)),
         lambda: begin(MODULE, facts(cached=64 * MIB)),
         lambda: begin(MIB),
-        lambda: begin(600 * MIB),
     ],
-    ids=["no direct reads", "partly cached", "too little", "too much to be read twice"],
+    ids=["no direct reads", "partly cached", "too little"],
 )
 def test_loads_that_tell_nothing_are_no_sample(one: Callable[[], Keeping]) -> None:
     kept_modules()
@@ -110,7 +121,7 @@ def test_loads_that_tell_nothing_are_no_sample(one: Callable[[], Keeping]) -> No
 
 
 def test_loads_that_went_wrong_show_nothing() -> None:
-    for _ in range(8):
+    for _ in range(2 * GIB // MODULE):
         assert begin(MODULE).keeps
     assert load_module(3.0).keeps
 
@@ -141,8 +152,15 @@ def load_cold(path: Path, megabytes: int, engine: str) -> LoadReport:
 def test_a_trial_leaves_all_of_a_file_cached_or_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, *, keep: bool
 ) -> None:
-    monkeypatch.setattr(keeping, "judge_trial", lambda *_: CacheDecision(keep, "so says the test"))
+    took: list[float] = []
+
+    def judge(*seconds: float) -> CacheDecision:
+        took.extend(seconds)
+        return CacheDecision(keep, "so says the test")
+
+    monkeypatch.setattr(keeping, "judge_trial", judge)
     report = load_cold(tmp_path / "model.safetensors", 40, engine)
+    assert all(0 < seconds < report.seconds for seconds in took)
     if not report.method_used["direct"]:
         pytest.skip(f"no direct reads here: {report.reason}")
     assert report.method_used["direct"] == (8 * MIB if keep else 32 * MIB)

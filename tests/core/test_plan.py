@@ -199,6 +199,17 @@ def test_copying_out_of_the_page_cache_gives_every_worker_a_slot() -> None:
     assert 400 * KIB < pool.chunk_bytes <= 512 * KIB
 
 
+@pytest.mark.parametrize(("cached", "workers"), [(0, 4), (1, 7), (2, 10), (3, 13), (4, 16)])
+def test_concurrency_starts_between_storage_and_cache_by_what_is_cached(cached: int, workers: int) -> None:
+    path = ReadPath.BUFFERED
+    extents = [
+        Extent(0, path, Sink.PLACE, part * GIB, GIB, part * GIB, fresh=True, resident=part < cached)
+        for part in range(4)
+    ]
+    pool = plan_pool(extents, budget_bytes=128 * MIB, processors=16, workers=None, chunk_bytes=None)
+    assert (pool.workers, pool.chunk_bytes) == (workers, 2 * MIB)
+
+
 def smallest_needed(plan: Callable[[], Any]) -> int | None:
     """The budget a refusal asks for; ``None`` if there was none."""
     with suppress(BudgetError):

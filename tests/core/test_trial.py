@@ -9,7 +9,7 @@ import pytest
 from weightlift.host.residency import Residency, ResidencyMap, ResidencyRun
 from weightlift.operations import Sink
 from weightlift.plan import GRANULE_BYTES, ShardFacts, Wanted
-from weightlift.trial import PART_BYTES, WORTH_BYTES, find_trial, judge_trial
+from weightlift.trial import PART_BYTES, cold_bytes, find_trial, judge_trial
 from weightlift.units import GIB, MIB
 
 SIZE = 3 * GIB
@@ -76,12 +76,18 @@ def test_pieces_take_turns_where_what_is_cold_lies_in_stripes() -> None:
 
 
 @pytest.mark.parametrize(
-    "shard",
-    [facts(direct=False), facts(cached=(WORTH_BYTES - MIB, SIZE)), facts(cached=(0, SIZE))],
+    ("shard", "cold"),
+    [
+        (facts(direct=False), 0),
+        (facts(cached=(PART_BYTES - MIB, SIZE)), PART_BYTES - MIB),
+        (facts(cached=(0, SIZE)), 0),
+    ],
     ids=["no direct reads", "little is cold", "all is cached"],
 )
-def test_nothing_to_compare(shard: ShardFacts) -> None:
-    assert find_trial([placed(0, 0, 3 * GIB)], [shard]) is None
+def test_nothing_to_compare(shard: ShardFacts, cold: int) -> None:
+    wanted = [placed(0, 0, 3 * GIB)]
+    assert cold_bytes(wanted, [shard]) == cold
+    assert find_trial(wanted, [shard]) is None
 
 
 def test_staged_ranges_say_nothing_about_direct_reads() -> None:
@@ -94,3 +100,7 @@ def test_keeping_may_cost_a_little(kept: float, keep: bool) -> None:
     assert decision.keep is keep
     assert not decision.on_trial
     assert ("stay cached" in decision.reason) is keep
+
+
+def test_parts_that_took_no_time_are_no_reason_to_give_up_keeping() -> None:
+    assert judge_trial(0.0, 0.0).keep
