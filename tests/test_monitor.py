@@ -72,6 +72,14 @@ def test_counters_are_differences() -> None:
     assert (result.pressure_stall_seconds, result.group_stall_seconds) == (0.5, 0.25)
 
 
+def test_the_end_is_not_looked_at_twice() -> None:
+    monitor = made_up([figures(machine_stall_seconds=float(number)) for number in range(4)])
+    monitor.sample(lambda: in_tensors(0), fresh=True)
+    assert monitor.finish().pressure_stall_seconds == 1.0
+    monitor.sample(lambda: in_tensors(0))
+    assert monitor.finish().pressure_stall_seconds == 3.0
+
+
 def test_unknown_stays_unknown() -> None:
     monitor = made_up([NOTHING_KNOWN] * 3)
     sample = monitor.sample(lambda: in_tensors(0))

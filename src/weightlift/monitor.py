@@ -73,6 +73,7 @@ class Monitor:
     def __init__(self, read: Callable[..., HostFigures] | None = None) -> None:
         self._read = read or HostGauges().read
         self._start = self.latest = self._read(fresh=True)
+        self._is_fresh = False
         self._timeline = Timeline()
         self._peaks: dict[str, int] = dict.fromkeys(("anonymous_bytes", "file_bytes", "shared_bytes"), 0)
 
@@ -85,7 +86,7 @@ class Monitor:
             fresh: look at pressure too.
         """
         start, now = self._start, self._read(fresh=fresh)
-        self.latest, progress = now, ask()
+        self.latest, self._is_fresh, progress = now, fresh, ask()
         process, before = now.process, start.process
         growth: dict[str, Any] = dict.fromkeys(self._peaks)
         if process is not None and before is not None:
@@ -116,8 +117,8 @@ class Monitor:
         return (None, None) if before is None or after is None else (after[0] - before[0], after[1] - before[1])
 
     def finish(self) -> MonitorResult:
-        """The peaks of all samples, and what swap and pressure did since the start."""
-        start, now = self._start, self._read(fresh=True)
+        """The peaks of all samples, and what swap and pressure did since the start, if need be by looking once more."""
+        start, now = self._start, self.latest if self._is_fresh else self._read(fresh=True)
         known = start.process is not None
         swapped_in, swapped_out = self._swapped(now)
         return MonitorResult(

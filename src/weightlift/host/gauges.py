@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
 
 from weightlift.host import kernel
 from weightlift.host.cgroup import ROOT
@@ -66,6 +66,8 @@ class HostGauges:
         root: root of the file system.
     """
 
+    _swaps: ClassVar[dict[Path, tuple[int, int] | None]] = {}
+
     def __init__(self, root: Path = ROOT) -> None:
         self._root = root
         self._meminfo, self._status, self._machine_pressure = (
@@ -73,7 +75,6 @@ class HostGauges:
         )
         limits = memory_limits(root)
         self._limited, self._pressure = limits.binding, limits.pressure
-        self._before: tuple[int, int] | None = None
         self._stalls: tuple[float | None, float | None] = (None, None)
         self._reads = 0
 
@@ -130,9 +131,9 @@ class HostGauges:
 
     def _swapped(self, machine: dict[str, int]) -> tuple[int, int] | None:
         """The counters; they stand still where there is no swap, and reading them is the dearest of all."""
-        if self._before is None or machine.get("SwapTotal", 1):
-            self._before = swap_counters(self._root)
-        return self._before
+        if self._root not in self._swaps or machine.get("SwapTotal", 1):
+            self._swaps[self._root] = swap_counters(self._root)
+        return self._swaps[self._root]
 
 
 def _machine_rows(meminfo: str) -> dict[str, int]:
