@@ -16,6 +16,7 @@ from weightlift.units import MIB
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from weightlift.operations import Counters
     from weightlift.plan import CacheDecision, ShardFacts, Wanted
     from weightlift.trial import Trial
 
@@ -120,11 +121,16 @@ class Keeping:
         self.keeps, self.missed, self._record = decision.keep, self.trial.direct if decision.keep else (), None
         return decision
 
-    def learn(self, nbytes: int, seconds: float) -> CacheDecision:
-        """Remember how long a load that made no trial took for its bytes; returns the decision, now that it ends."""
-        if self._record is not None:
+    def learn(self, counters: Counters, seconds: float) -> CacheDecision:
+        """Remember how long a load that made no trial took for its bytes; returns the decision, now that it ends.
+
+        Args:
+            counters: what the engine did. A load that pinned memory on the way tells nothing of reading.
+            seconds: how long it took.
+        """
+        if self._record is not None and not counters.register_seconds:
             with _lock:
-                self._record.add(nbytes, seconds, kept=self.keeps)
+                self._record.add(counters.landed_bytes, seconds, kept=self.keeps)
             found = self._record.decision
             if found is not None and not self.keeps:
                 self.decision, self.missed = found, self.missed if found.keep else ()

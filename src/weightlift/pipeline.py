@@ -350,7 +350,7 @@ class Transfer:
             self._engine = None
             engine.close()
             if self.cache.keep and self._keeping is not None:
-                self.cache = self._keeping.learn(counters.landed_bytes, self.phases["read"])
+                self.cache = self._keeping.learn(counters, self.phases["read"])
                 self.shards.fetch(self._keeping.missed)
             if not self.cache.keep:
                 self.shards.sweep(self.uses)

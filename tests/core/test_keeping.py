@@ -10,7 +10,7 @@ import pytest
 from weightlift import keeping, load, trial
 from weightlift.host.residency import Residency, ResidencyMap, ResidencyRun
 from weightlift.keeping import Keeping, Where
-from weightlift.operations import Sink
+from weightlift.operations import Counters, Sink
 from weightlift.plan import GRANULE_BYTES, CacheDecision, ShardFacts, Wanted
 from weightlift.testing import TensorSpec, write_checkpoint
 from weightlift.trial import PART_BYTES
@@ -37,10 +37,15 @@ def begin(nbytes: int, shard: ShardFacts | None = None, where: Where = HERE) -> 
     return Keeping(ON_TRIAL, [Wanted(0, 0, nbytes, Sink.DISCARD)], [shard or facts()], where)
 
 
+def counted(nbytes: int, register_seconds: float = 0.0) -> Counters:
+    nothing = Counters(**dict.fromkeys(Counters._fields, 0))
+    return nothing._replace(landed_bytes=nbytes, register_seconds=register_seconds)
+
+
 def load_module(seconds_per_gib: float, nbytes: int = MODULE, where: Where = HERE) -> Keeping:
     one = begin(nbytes, where=where)
     assert one.trial is None
-    one.learn(nbytes, seconds_per_gib * nbytes / GIB)
+    one.learn(counted(nbytes), seconds_per_gib * nbytes / GIB)
     return one
 
 
@@ -52,7 +57,7 @@ def kept_modules(seconds_per_gib: float = 3.0) -> None:
 def test_what_was_not_decided_on_trial_stays_as_it_is() -> None:
     decision = CacheDecision(keep=True, reason="cache=keep was asked for")
     one = Keeping(decision, [Wanted(0, 0, 3 * GIB, Sink.DISCARD)], [facts()], HERE)
-    assert (one.trial, one.keeps, one.learn(3 * GIB, 1.0)) == (None, True, decision)
+    assert (one.trial, one.keeps, one.learn(counted(3 * GIB), 1.0)) == (None, True, decision)
 
 
 def test_one_trial_serves_all_loads_of_its_kind() -> None:
@@ -118,6 +123,12 @@ def test_of_a_large_module_no_more_is_read_twice_than_the_part_of_a_trial() -> N
 def test_loads_that_tell_nothing_are_no_sample(one: Callable[[], Keeping]) -> None:
     kept_modules()
     assert one().keeps
+
+
+def test_loads_that_pinned_memory_on_the_way_show_nothing() -> None:
+    for _ in range(2 * GIB // MODULE):
+        assert begin(MODULE).learn(counted(MODULE, register_seconds=0.05), 1.0) == ON_TRIAL
+    assert begin(MODULE).keeps
 
 
 def test_loads_that_went_wrong_show_nothing() -> None:
