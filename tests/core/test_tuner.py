@@ -129,7 +129,8 @@ def test_a_window_is_neither_short_nor_small() -> None:
     assert tuner.observe(1.0, 15 * MIB) is None, "fewer than four chunks for each worker"
     assert tuner.observe(1.0, 16 * MIB) is None, "the first window only settles"
     assert tuner.observe(1.001, 200 * MIB) is None, "a millisecond tells nothing"
-    assert tuner.observe(2.0, 200 * MIB) is not None
+    assert tuner.observe(2.0, 200 * MIB) is None, "one window may be a bad one"
+    assert tuner.observe(3.0, 400 * MIB) is not None
 
 
 def test_a_short_load_is_not_experimented_with() -> None:
@@ -149,10 +150,24 @@ def test_more_workers_are_tried_sooner_than_anything_else(gigabytes: float, trie
     """At 1 GB/s: a trial of more workers takes 1.5 s to be earned back, any other more than two."""
     tuner = Tuner(Setting(2, 2 * MIB), workers_max=8, chunk_bytes_max=4 * MIB, total_bytes=int(gigabytes * 1e9))
     assert tuner.observe(0.05, 50_000_000) is None, "the first window is still settling"
-    assert tuner.observe(0.1, 100_000_000) == tried
+    assert tuner.observe(0.1, 100_000_000) is None
+    assert tuner.observe(0.15, 150_000_000) == tried
     if tried is not None:
-        assert tuner.observe(0.15, 150_000_000) is None
+        assert tuner.observe(0.2, 200_000_000) is None
         # It did not help: back, and larger chunks are next only if they can be earned back.
-        assert tuner.observe(0.2, 200_000_000) == Setting(2, 2 * MIB)
-        assert tuner.observe(0.25, 250_000_000) is None
-        assert tuner.observe(0.3, 300_000_000) == (Setting(2, 4 * MIB) if gigabytes > 3 else None)
+        assert tuner.observe(0.25, 250_000_000) == Setting(2, 2 * MIB)
+        assert tuner.observe(0.3, 300_000_000) is None
+        assert tuner.observe(0.35, 350_000_000) == (Setting(2, 4 * MIB) if gigabytes > 3 else None)
+
+
+@pytest.mark.parametrize("slow", range(5))
+def test_a_moment_in_which_the_machine_stood_still_changes_nothing(slow: int) -> None:
+    """2 GB at 5 GB/s leave no time for trials; by the slow window alone there would be plenty."""
+    start = Setting(2, 2 * MIB)
+    tuner = Tuner(start, workers_max=8, chunk_bytes_max=4 * MIB, total_bytes=2_000_000_000)
+    clock = Clock()
+    rates = [2.5e8 if window == slow else 5e9 for window in range(6)]
+    # One call of the machine says how much it moves, the next how long that takes.
+    calls = iter([rate for rate in rates for _ in range(2)])
+    assert set(run(tuner, lambda _: next(calls), len(rates), clock)) == {start}
+    assert tuner.setting == start

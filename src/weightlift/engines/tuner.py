@@ -2,7 +2,8 @@
 
 A hill climb over two numbers. From a sensible start it tries one change at a time for one window of bytes, keeps it if
 throughput grew clearly, takes it back otherwise, and rests for a while once no change helps. Windows are long enough
-that one late chunk cannot decide, and the rest grows, so that a settled load is hardly disturbed. A trial that turns
+that one late chunk cannot decide, what was there is known by the faster of two of them, so that a moment in which the
+machine stood still decides neither, and the rest grows, so that a settled load is hardly disturbed. A trial that turns
 out badly costs up to three windows, one of more workers less, since what was there goes on beside them; none is begun
 that could not be earned back in the rest of the load: short loads keep the start they were given.
 """
@@ -61,6 +62,7 @@ class Tuner:
         self._window_start = (0.0, 0)
         self._settling = True
         self._best_rate = 0.0
+        self._last_rate: float | None = None
         self._before: Setting | None = None
         self._untried = self._moves()
         self._rest = 0
@@ -89,18 +91,22 @@ class Tuner:
         if self._before is not None:
             before, self._before = self._before, None
             if rate > self._best_rate * _CLEAR_GAIN:
-                self._best_rate = rate
+                self._best_rate = self._last_rate = rate
                 self._untried = self._moves()
                 self._next_rest = _REST_WINDOWS_FIRST
             else:
+                self._last_rate = self._best_rate
                 return self._change(before)
-        elif self._rest:
-            self._rest -= 1
-            self._best_rate = rate
-            return None
         else:
-            self._best_rate = rate
-        left = None if self._total_bytes is None else (self._total_bytes - landed_bytes) / rate
+            # The faster of two windows: next to one in which the machine stood still, anything would look better.
+            last, self._last_rate = self._last_rate, rate
+            if last is None:
+                return None
+            self._best_rate = max(rate, last)
+            if self._rest:
+                self._rest -= 1
+                return None
+        left = None if self._total_bytes is None else (self._total_bytes - landed_bytes) / self._best_rate
         return self._try_next(left)
 
     def _pays(self, candidate: Setting, seconds_left: float | None) -> bool:
