@@ -34,7 +34,9 @@ def bench(path: Path, chosen: argparse.Namespace) -> dict[str, Any]:
         RuntimeError: the command failed.
     """
     command = [sys.executable, "-m", "weightlift", "bench", str(path), "--device", chosen.device, "--json"]
-    command += ["--rounds", str(chosen.rounds), "--against", chosen.against, "--paths", chosen.paths]
+    command += ["--rounds", str(chosen.rounds), "--paths", chosen.paths]
+    if chosen.against:
+        command += ["--against", chosen.against]
     if chosen.plot:
         command += ["--plot", str(chosen.plot)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
@@ -56,7 +58,7 @@ def main() -> None:
     parser.add_argument("--size", type=float, default=4.0, help="GiB of the checkpoint (default 4)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of the command (default 5)")
     parser.add_argument("--device", default="cuda:0", help="where tensors go (default cuda:0)")
-    parser.add_argument("--against", default="all", help="other loaders, as the command takes them (default all)")
+    parser.add_argument("--against", default="all", help="other loaders as the command takes them, or '' (default all)")
     parser.add_argument("--paths", default="auto,auto-drop,direct,buffered,mmap", help="weightlift's paths")
     parser.add_argument("--seconds", type=float, help="have the command end after this time with what it found by then")
     parser.add_argument("--plot", type=Path, help="have the command draw its picture into this file")
