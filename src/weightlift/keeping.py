@@ -114,7 +114,7 @@ class Keeping:
             self.keeps, self.missed = False, wanted
 
     def judge(self, kept_seconds: float, direct_seconds: float) -> CacheDecision:
-        """Decide by the time that each part of the trial took; returns the decision."""
+        """Decide by what the workers spent on each part of the trial; returns the decision."""
         assert self.trial is not None
         assert self._record is not None
         decision = self.decision = self._record.decision = judge_trial(direct_seconds, kept_seconds)
@@ -135,3 +135,9 @@ class Keeping:
             if found is not None and not self.keeps:
                 self.decision, self.missed = found, self.missed if found.keep else ()
         return self.decision
+
+
+def reading_seconds(counters: Counters) -> float:
+    """What workers have spent on getting bytes to where they go."""
+    reading = counters.storage_seconds + counters.cache_seconds + counters.populate_seconds
+    return reading + counters.copy_seconds + counters.device_seconds

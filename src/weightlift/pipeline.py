@@ -15,7 +15,7 @@ from weightlift.engines.choice import make_engine
 from weightlift.engines.probing import run_probes
 from weightlift.failures import abandon, raise_failure
 from weightlift.host.memory import headroom
-from weightlift.keeping import Keeping, Where
+from weightlift.keeping import Keeping, Where, reading_seconds
 from weightlift.load_staging import size_staging, take_staging
 from weightlift.operations import ChunkReady, Engine, Event, Extent, ExtentDone, Failure
 from weightlift.plan import CacheDecision, batches, decide_cache, extents_of, in_turns
@@ -172,14 +172,15 @@ class Transfer:
         self.cache = decision
 
     def _try(self, keeping: Keeping, target: Target) -> None:
-        """Read one part each way, and decide by how long they take."""
+        """Read one part each way, and decide by what the workers spent on them, whatever holds this thread up."""
+        assert self._engine is not None
         assert keeping.trial is not None
         spent = []
         for parts, keep in ((keeping.trial.kept, True), (keeping.trial.direct, False)):
-            begin = time.monotonic()
+            before = reading_seconds(self._engine.counters())
             self._hand_in(parts, target, keep=keep)
             self._serve(target)
-            spent.append(time.monotonic() - begin)
+            spent.append(reading_seconds(self._engine.counters()) - before)
         self._decide(keeping.judge(*spent))
         self.supervisor.tune_anew()
 

@@ -111,8 +111,8 @@ def judge_trial(direct_seconds: float, kept_seconds: float) -> CacheDecision:
     """Whether to keep, from what the two parts took.
 
     Args:
-        direct_seconds: how long the part read directly took.
-        kept_seconds: how long as many bytes took that were read through the page cache.
+        direct_seconds: what the part read directly took.
+        kept_seconds: what as many bytes took that were read through the page cache.
     """
     cost = kept_seconds / direct_seconds if direct_seconds else 1.0
     if cost <= _COST_MAX:
