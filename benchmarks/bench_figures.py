@@ -9,16 +9,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from page_tables import MIB, NOTHING, Part, Target, escaped, spread, table, taken, targets
 
+from weightlift.reports.bench import CEILINGS
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-CEILINGS: Final = {
-    "direct": "storage, direct",
-    "uncached": "storage, uncached",
-    "buffered": "storage, buffered",
-    "cached": "page cache, copied out",
-    "link": "link to the GPU",
-}
 STATES: Final = ("cold", "warm")
 
 

@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 
     from weightlift.bench.results import BenchResult, CaseResult, Spread
 
-_KINDS: Final = {
+CEILINGS: Final = {
     "direct": "storage, direct",
     "uncached": "storage, uncached",
     "buffered": "storage, buffered",
     "cached": "page cache, copied out",
     "link": "link to the GPU",
 }
+"""What bounds loads, as tables call it."""
 _STATES: Final = {
     "cold": "cold: nothing of the files in the page cache, as verified before each load",
     "warm": "warm: the files in the page cache",
@@ -66,14 +67,14 @@ def _head(result: BenchResult) -> Table:
     grid.add_row("model", text(result.path))
     grid.add_row("loaded", text(f"{size}, {where}; {counted(result.rounds_done, 'round')}", "bold"))
     grid.add_row("machine", text(_machine(result)))
-    for kind, label in _KINDS.items():
+    for kind, label in CEILINGS.items():
         speeds = result.ceiling_speeds(kind)
         if speeds:
             grid.add_row(label, text(_ceiling(speeds)))
     notes = {kind: why for found in result.ceilings for kind, why in found.notes.items()}
     for kind, why in notes.items():
         if not result.ceiling_speeds(kind):
-            grid.add_row(f"not {_KINDS.get(kind, kind)}", text(why))
+            grid.add_row(f"not {CEILINGS.get(kind, kind)}", text(why))
     for name, why in result.not_measured.items():
         grid.add_row(f"not {name}", text(why, "yellow"))
     return grid
