@@ -1,12 +1,14 @@
 """The rounds of a benchmark: fresh processes, one load each, with the page cache prepared and verified before.
 
 In every round the ceilings of a state of the page cache come first, then the loads out of it, each round beginning with
-another contestant, so that a slow minute of the machine hits all. An interrupt ends the worker under way and leaves
-what was found so far.
+another contestant, so that a slow minute of the machine hits all. Starting torch and a device takes a process longer
+than most loads, so a few start side by side; then they wait, without computing, and load one after the other. An
+interrupt ends the workers under way and leaves what was found so far.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
@@ -95,6 +97,7 @@ class Rounds:
         rounds: how often.
         progress: called before every load.
         virtual: the machine is virtual, so that memory has to be backed before each load.
+        ahead: workers that are started side by side, while nothing is measured.
         runs: what was found, by state and contestant.
         ceilings: what bounds loads, round by round.
         not_measured: what was left out, and why.
@@ -109,6 +112,7 @@ class Rounds:
     rounds: int
     progress: Callable[[Step], None]
     virtual: bool = False
+    ahead: int = 1
     runs: dict[tuple[str, str], list[Run]] = field(default_factory=dict)
     ceilings: list[Ceilings] = field(default_factory=list)
     not_measured: dict[str, str] = field(default_factory=dict)
@@ -165,12 +169,22 @@ class Rounds:
         for state in states:
             found = self._prepared_ceilings(state, states, probe) | found
             self.ceilings[-1] = found
-            for contestant in turns(self.contestants, number, self.rounds):
-                if not self._given_up(state, contestant):
-                    self._tell(number, states, f"{state}, {contestant.name}")
-                    run = self._measure(number, state, contestant, found)
-                    self.runs.setdefault((state, contestant.name), []).append(run)
+            order = list(turns(self.contestants, number, self.rounds))
+            for begin in range(0, len(order), self.ahead):
+                self._side_by_side(number, states, state, order[begin : begin + self.ahead])
+
+    def _side_by_side(self, number: int, states: Sequence[str], state: str, some: Sequence[Contestant]) -> None:
+        """Start the workers of some contestants together, then measure one after the other."""
+        due = [each for each in some if not self._given_up(state, each)]
+        with contextlib.ExitStack() as stack:
+            started: dict[str, Worker | Exception] = {}
+            for contestant in due:
+                self._tell(number, states, f"{state}, {contestant.name}")
+                started = started or self._start(due, stack)
+                run = self._measure(number, state, contestant, started[contestant.name], self.ceilings[-1])
+                self.runs.setdefault((state, contestant.name), []).append(run)
                 self._done += 1
+        self._done += len(some) - len(due)
 
     def _prepared_ceilings(self, state: str, states: Sequence[str], probe: CeilingProbe) -> Ceilings:
         """Bring the files into a state and measure what bounds loads out of it; loads prepare it again."""
@@ -194,9 +208,24 @@ class Rounds:
         total = self.rounds * len(states) * len(self.contestants)
         self.progress(Step(self._done, total, number + 1, what))
 
-    def _measure(self, number: int, state: str, contestant: Contestant, ceilings: Ceilings) -> Run:
-        """One load in a process of its own; whatever goes wrong becomes part of the run."""
-        request = {
+    def _start(self, contestants: Sequence[Contestant], stack: contextlib.ExitStack) -> dict[str, Worker | Exception]:
+        """Workers that wait for their load, by contestant, or what went wrong with them."""
+        started: dict[str, Worker | Exception] = {}
+        for one in contestants:
+            try:
+                started[one.name] = stack.enter_context(Worker(self._request(one), one.environment))
+            except OSError as err:
+                started[one.name] = err
+        for name, worker in started.items():
+            if isinstance(worker, Worker):
+                try:
+                    worker.hear("ready", START_SECONDS)
+                except WorkerFailure as err:
+                    started[name] = err
+        return started
+
+    def _request(self, contestant: Contestant) -> dict[str, Any]:
+        return {
             "loader": contestant.loader,
             "path": os.path.abspath(self.model.path),
             "files": [os.path.abspath(file.path) for file in self.model.files],
@@ -204,9 +233,15 @@ class Rounds:
             "options": dict(contestant.options),
             "touch": "tensors" if contestant.mapped else "",
         }
+
+    def _measure(
+        self, number: int, state: str, contestant: Contestant, worker: Worker | Exception, ceilings: Ceilings
+    ) -> Run:
+        """One load in a process of its own, which ends with it; whatever goes wrong becomes part of the run."""
         try:
-            with Worker(request, contestant.environment) as worker:
-                worker.hear("ready", START_SECONDS)
+            if isinstance(worker, Exception):
+                raise worker
+            with worker:
                 return self._measured(number, state, contestant, worker, ceilings)
         except StateNotReached as err:
             return Run(round=number, error=str(err), unready=True)

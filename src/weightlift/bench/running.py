@@ -20,8 +20,10 @@ from weightlift.formats import describe
 from weightlift.health.cache.files import FoundFile
 from weightlift.health.facts import Speeds
 from weightlift.health.recommend import recommend
+from weightlift.host.memory import available_processors, headroom
 from weightlift.options import LoadOptions
 from weightlift.selection import select_rows
+from weightlift.units import GIB
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
     from weightlift.health.facts import Facts
 
 _PACKAGES: Final = ("weightlift", "torch", "numpy")
+_AHEAD_MAX: Final = 4
+_WAITING_BYTES: Final = 2 * GIB
+"""What a process that has started torch and a device may hold on either side."""
 
 
 def open_model(path: str | os.PathLike[str], options: BenchOptions) -> Model:
@@ -87,7 +92,15 @@ def run_bench(
     device = "cuda:0" if device == "cuda" else device
     contestants = own_contestants(options.paths, options.load_keywords(), device)
     others, left_out = _peers(model, options, device)
-    bench = Rounds(model, device, [*contestants, *others], options.rounds, progress, virtual=is_virtual())
+    bench = Rounds(
+        model,
+        device,
+        [*contestants, *others],
+        options.rounds,
+        progress,
+        virtual=is_virtual(),
+        ahead=workers_ahead(model, device, facts),
+    )
     bench.not_measured.update(left_out)
     restored = Restored(before_bytes=None, after_bytes=None)
     try:
@@ -119,6 +132,20 @@ def run_bench(
         seconds=time.monotonic() - begin,
         versions={name: version for name in _PACKAGES if (version := installed_version(name))},
     )
+
+
+def workers_ahead(model: Model, device: str, facts: Facts) -> int:
+    """How many workers may wait for their loads: each takes a processor to start, and memory of host and device."""
+    room = headroom()
+    places = [_AHEAD_MAX, available_processors() // 2]
+    if room is not None:
+        places.append((room.available_bytes - 2 * model.cache.total_bytes) // _WAITING_BYTES)
+    places += [
+        (gpu.free_bytes - model.nbytes - model.nbytes // 4) // _WAITING_BYTES
+        for gpu in facts.software.gpus or ()
+        if gpu.name == device
+    ]
+    return max(1, min(places))
 
 
 def _peers(model: Model, options: BenchOptions, device: str) -> tuple[list[Contestant], dict[str, str]]:
