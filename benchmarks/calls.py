@@ -118,7 +118,7 @@ def first_read(side: str, kind: str, name: str, large: Path) -> float:
         weightlift.patch(method="mmap")
         face, load_file = safetensors.safe_open, safetensors.torch.load_file
     # What an operation of torch takes the first time is no loader's doing either.
-    use({"": torch.zeros(PAGE_BYTES)})
+    use({"": torch.zeros(2, PAGE_BYTES, dtype=torch.bfloat16)})
     opened = face(large, framework="pt")
     if is_virtual():
         back_memory(large.stat().st_size + SPARE_BYTES)

@@ -74,7 +74,8 @@ class OpenedFile:
     ) -> None:
         self.options: LoadKeywords = {**keywords, "framework": framework}
         self._descriptor = -1
-        rules = LoadOptions(**keywords).header if keywords else HeaderRules.REFERENCE  # type: ignore[arg-type]
+        self._given = LoadOptions(**keywords) if keywords else None  # type: ignore[arg-type]
+        rules = self._given.header if self._given is not None else HeaderRules.REFERENCE
         with refusing(), open_file(Path(path)) as file:
             self.description: Description = join([read_shard(file, rules)], DTYPES)
             # The same file even if another one takes its name in the meantime.
@@ -167,7 +168,7 @@ class OpenedFile:
 
     def _viewed(self, row: int) -> Any:
         with refusing():
-            tensor = self._mapped.tensor(row, self._mapping_options)
+            tensor = self._mapped.tensor(row, self._viewing_options)
         return self._read_whole(row) if tensor is None else tensor
 
     def all_tensors(self) -> dict[str, Any]:
@@ -197,6 +198,11 @@ class OpenedFile:
     def load_options(self) -> LoadOptions:
         """How tensors are loaded to where they go."""
         return LoadOptions(**{**self.options, "device": self.place})
+
+    def _viewing_options(self) -> LoadOptions:
+        # Those that are there do where nothing is loaded: making others takes a good part of the first view's time.
+        given = self._given
+        return given if given is not None and given.method is Method.MMAP else self._mapping_options()
 
     def _mapping_options(self) -> LoadOptions:
         return LoadOptions(**{**self.options, "method": "mmap", "device": "cpu"})  # type: ignore[arg-type]
