@@ -79,6 +79,7 @@ KNOWN: Final[dict[str, Known]] = {
             "residue": "what stays in the page cache",
             "small": "220,000 small tensors",
         },
+        (("cpu.svg", "Loads into CPU memory along every path, and beside other loaders"),),
     ),
     "gpu": Known(
         "Onto a GPU",
