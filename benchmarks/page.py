@@ -162,12 +162,6 @@ KNOWN: Final[dict[str, Known]] = {
         "load times of a framework with weightlift underneath",
         integration_figures.part,
     ),
-    "busy-16-processors": Known(
-        "Beside a busy thread, on 16 processors",
-        "benchmarks/cpu.py --only busy",
-        "the interpreter lock on a larger machine",
-        page_parts.by_sections,
-    ),
     "verify": Known(
         "What verifying adds", "benchmarks/verify.py", "digests beside reading and loading", page_parts.verify
     ),
