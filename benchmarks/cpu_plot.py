@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import readme_table
 
-from weightlift.reports.charts import tick_step
+from weightlift.reports.bench_chart import speed_axis
 from weightlift.reports.drawing import Box, Picture, Stroke, Words, as_svg
 
 if TYPE_CHECKING:
@@ -27,10 +27,9 @@ ROOT: Final = Path(__file__).resolve().parent
 RESULTS: Final = ROOT / "results" / "cpu.json"
 PICTURE: Final = ROOT.parent / "docs" / "pictures" / "cpu.svg"
 OURS: Final = "weightlift"
-OWN, OTHER, LIMIT, QUIET, GRID = "#d3402a", "#8a8f98", "#2b6ea8", "#666666", "#e6e6e6"
+OWN, OTHER, LIMIT, QUIET = "#d3402a", "#8a8f98", "#2b6ea8", "#666666"
 WIDTH, LEFT, RIGHT, TOP = 860, 270, 70, 70
 ROW, BAR, HEAD, FOOT = 24, 13, 30, 30
-TICKS: Final = 5
 
 
 class Bar(NamedTuple):
@@ -116,11 +115,7 @@ def _panel(panel: Panel, top: float) -> Iterator[Shape]:
     scale = (WIDTH - LEFT - RIGHT) / highest
     bottom = top + HEAD + ROW * len(panel.bars)
     yield Words(20, top + 18, panel.title, 14, bold=True)
-    step = tick_step(highest / TICKS, binary=False)
-    for index in range(int(highest / step) + 1):
-        x = LEFT + scale * index * step
-        yield Stroke(x, top + HEAD, x, bottom, GRID)
-        yield Words(x, bottom + 16, f"{index * step:g}", 12, QUIET, "middle")
+    yield from speed_axis(highest, LEFT, WIDTH - LEFT - RIGHT, top + HEAD, bottom)
     for number, bar in enumerate(panel.bars):
         y = top + HEAD + ROW * (number + 0.5)
         low, high = LEFT + scale * bar.speed["min"], LEFT + scale * bar.speed["max"]

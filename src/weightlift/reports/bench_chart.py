@@ -70,13 +70,26 @@ def _panel(state: str, cases: Sequence[CaseResult], top: float) -> Iterator[Shap
     span = _WIDTH - _LEFT - _RIGHT
     bottom = top + _HEAD + _ROW * len(cases)
     yield Words(20, top + 20, state, 15, bold=True)
-    step = tick_step(highest / _TICKS, binary=False)
-    for index in range(int(highest / step) + 1):
-        x = _LEFT + span * index * step / highest
-        yield Stroke(x, top + _HEAD, x, bottom, _GRID)
-        yield Words(x, bottom + 18, f"{index * step:g}", 12, _QUIET, "middle")
+    yield from speed_axis(highest, _LEFT, span, top + _HEAD, bottom)
     for number, case in enumerate(cases):
         yield from _row(case, top + _HEAD + _ROW * (number + 0.5), span / highest)
+
+
+def speed_axis(highest: float, left: float, span: float, top: float, bottom: float) -> Iterator[Shape]:
+    """Lines across a panel at round speeds, with the speeds below them.
+
+    Args:
+        highest: the speed at the right end.
+        left: where 0 is.
+        span: from there to the right end.
+        top: where the lines begin.
+        bottom: where they end.
+    """
+    step = tick_step(highest / _TICKS, binary=False)
+    for index in range(int(highest / step) + 1):
+        x = left + span * index * step / highest
+        yield Stroke(x, top, x, bottom, _GRID)
+        yield Words(x, bottom + 18, f"{index * step:g}", 12, _QUIET, "middle")
 
 
 def _row(case: CaseResult, y: float, scale: float) -> Iterator[Shape]:
