@@ -11,7 +11,7 @@ import threading
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from weightlift.trial import PART_BYTES, WORTH_BYTES, cold_bytes, find_trial, judge_trial
-from weightlift.units import MIB
+from weightlift.units import GIB, MIB
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from weightlift.operations import Counters
     from weightlift.plan import CacheDecision, ShardFacts, Wanted
     from weightlift.trial import Trial
+
+KEPT_BYTES: Final = 1 * GIB
+"""What smaller loads must have come to before one of them is read directly for comparison."""
 
 _SAMPLE_BYTES_MIN: Final = 8 * MIB
 """Smaller loads say more about starting and ending than about reading."""
@@ -52,7 +55,7 @@ class _Record:
 
     @property
     def lacks_direct(self) -> bool:
-        return self._bytes[True] >= WORTH_BYTES
+        return self._bytes[True] >= KEPT_BYTES
 
     def add(self, nbytes: int, seconds: float, *, kept: bool) -> None:
         self._bytes[kept] += nbytes

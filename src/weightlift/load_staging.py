@@ -44,12 +44,14 @@ def size_staging(
     Raises:
         BudgetError: fixed workers and chunks do not fit the budget.
     """
+    # Views of mapped files need no worker, and asking control groups takes as long as making dozens of them.
+    processors = available_processors() if extents or open_ended else 1
     if devices:
         stored = sum(extent.length for extent in extents if not extent.resident)
         return plan_device_pool(
             extents,
             budget_bytes=options.staging_memory,
-            processors=available_processors(),
+            processors=processors,
             workers=options.workers,
             chunk_bytes=options.chunk_bytes,
             total_bytes=total_bytes,
@@ -60,7 +62,7 @@ def size_staging(
     return plan_pool(
         extents,
         budget_bytes=options.staging_memory,
-        processors=available_processors(),
+        processors=processors,
         workers=options.workers,
         chunk_bytes=options.chunk_bytes,
         open_ended=open_ended,

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
     from weightlift.plan import ShardFacts
 
-WORTH_BYTES: Final = 1 * GIB
-"""Cold bytes from which on a trial is made."""
+WORTH_BYTES: Final = 3 * GIB
+"""Cold bytes from which on a trial is made. Less takes a second at most on a drive so fast that keeping costs anything,
+and a trial a twentieth of that: its parts wait for each other, and what was read directly is read once more."""
 
 PART_BYTES: Final = 64 * MIB
 _PIECE_BYTES_MIN: Final = 8 * MIB

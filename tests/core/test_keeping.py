@@ -73,6 +73,13 @@ def test_one_trial_serves_all_loads_of_its_kind() -> None:
         assert begin(3 * GIB, where=where).trial is not None
 
 
+def test_a_model_that_takes_a_second_either_way_is_kept_untried_the_first_time() -> None:
+    first = begin(2 * GIB)
+    assert (first.trial, first.keeps) == (None, True)
+    first.learn(counted(2 * GIB), 0.5)
+    assert begin(2 * GIB).trial is not None
+
+
 def test_what_a_trial_read_past_the_page_cache_is_missed_there_if_files_are_kept() -> None:
     first = begin(3 * GIB)
     assert first.trial is not None
@@ -142,6 +149,7 @@ def small_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (trial, keeping):
         monkeypatch.setattr(module, "WORTH_BYTES", 24 * MIB)
         monkeypatch.setattr(module, "PART_BYTES", 8 * MIB)
+    monkeypatch.setattr(keeping, "KEPT_BYTES", 24 * MIB)
 
 
 def load_cold(path: Path, megabytes: int, engine: str) -> LoadReport:
