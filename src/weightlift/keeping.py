@@ -10,8 +10,8 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from weightlift.trial import PART_BYTES, WORTH_BYTES, cold_bytes, find_trial, judge_trial
-from weightlift.units import GIB, MIB
+from weightlift.trial import DIRECT_BYTES, KEPT_BYTES, WORTH_BYTES, cold_bytes, find_trial, judge_trial
+from weightlift.units import MIB
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from weightlift.plan import CacheDecision, ShardFacts, Wanted
     from weightlift.trial import Trial
 
-KEPT_BYTES: Final = 1 * GIB
-"""What smaller loads must have come to before one of them is read directly for comparison."""
-
 _SAMPLE_BYTES_MIN: Final = 8 * MIB
 """Smaller loads say more about starting and ending than about reading."""
 
 _COLD_SHARE_MIN: Final = 0.9
 """Of a load that tells something; the header of a shard is in the page cache always."""
 
-_SAMPLE_BYTES_MAX: Final = 2 * PART_BYTES
-"""What is read past the page cache for comparison may have to be read into it once more; larger loads make a trial."""
+SAMPLES_BYTES: Final = 64 * MIB
+"""What small loads read directly for comparison, in all."""
+
+_SAMPLE_BYTES_MAX: Final = 2 * SAMPLES_BYTES
+"""Of one load: what is read past the page cache may have to be read into it once more. Larger ones make a trial."""
 
 
 class Where(NamedTuple):
@@ -55,13 +55,13 @@ class _Record:
 
     @property
     def lacks_direct(self) -> bool:
-        return self._bytes[True] >= KEPT_BYTES
+        return self._bytes[True] >= WORTH_BYTES
 
     def add(self, nbytes: int, seconds: float, *, kept: bool) -> None:
         self._bytes[kept] += nbytes
         self._seconds[kept] += seconds
-        if self._bytes[False] >= PART_BYTES:
-            direct, through = (self._seconds[kept] / self._bytes[kept] * PART_BYTES for kept in (False, True))
+        if self._bytes[False] >= SAMPLES_BYTES:
+            direct, through = (self._seconds[kept] / self._bytes[kept] for kept in (False, True))
             self.decision = judge_trial(direct, through)
 
 
@@ -120,7 +120,8 @@ class Keeping:
         """Decide by what the workers spent on each part of the trial; returns the decision."""
         assert self.trial is not None
         assert self._record is not None
-        decision = self.decision = self._record.decision = judge_trial(direct_seconds, kept_seconds)
+        decision = judge_trial(direct_seconds / DIRECT_BYTES, kept_seconds / KEPT_BYTES)
+        self.decision = self._record.decision = decision
         self.keeps, self.missed, self._record = decision.keep, self.trial.direct if decision.keep else (), None
         return decision
 

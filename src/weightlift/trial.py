@@ -20,11 +20,15 @@ if TYPE_CHECKING:
 
     from weightlift.plan import ShardFacts
 
-WORTH_BYTES: Final = 3 * GIB
-"""Cold bytes from which on a trial is made. Less takes a second at most on a drive so fast that keeping costs anything,
-and a trial a twentieth of that: its parts wait for each other, and what was read directly is read once more."""
+WORTH_BYTES: Final = 1 * GIB
+"""Cold bytes from which on a trial is made."""
 
-PART_BYTES: Final = 64 * MIB
+DIRECT_BYTES: Final = 32 * MIB
+"""What a trial reads past the page cache: little, since it is read once more if files are kept."""
+
+KEPT_BYTES: Final = 64 * MIB
+"""What it reads through the page cache."""
+
 _PIECE_BYTES_MIN: Final = 8 * MIB
 _ALIGNMENT: Final = 2 * MIB
 _COST_MAX: Final = 1.25
@@ -35,9 +39,9 @@ class Trial(NamedTuple):
     """A load's wanted ranges, split for a trial; each keeps the tag of the range it was cut from.
 
     Attributes:
-        direct: read past the page cache, and timed; :data:`PART_BYTES` together.
-        kept: read through it, and timed; as much. It goes first, since what comes first also wakes workers and memory
-            up, and keeping is to be given up rather too early than too late.
+        direct: read past the page cache, and timed; :data:`DIRECT_BYTES` together.
+        kept: read through it, and timed; :data:`KEPT_BYTES`. It goes first, since what comes first also wakes workers
+            and memory up, and keeping is to be given up rather too early than too late.
         rest: everything else, in file order.
     """
 
@@ -64,7 +68,7 @@ def find_trial(wanted: Sequence[Wanted], shards: Sequence[ShardFacts]) -> Trial 
             done = end
         if done < want.offset + want.length:
             rest.append(_part(tagged, done, want.offset + want.length))
-    if any(_missing(side) for side in sides):
+    if any(_missing(sides)):
         return None
     return Trial(tuple(sides[0]), tuple(sides[1]), tuple(rest))
 
@@ -80,22 +84,23 @@ def cold_bytes(wanted: Sequence[Wanted], shards: Sequence[ShardFacts]) -> int:
     )
 
 
-def _missing(side: Sequence[Wanted]) -> int:
-    return PART_BYTES - sum(part.length for part in side)
+def _missing(sides: tuple[list[Wanted], list[Wanted]]) -> list[int]:
+    lengths = (sum(part.length for part in side) for side in sides)
+    return [wanted - length for wanted, length in zip((DIRECT_BYTES, KEPT_BYTES), lengths, strict=True)]
 
 
 def _pieces(
     want: Wanted, facts: ShardFacts, sides: tuple[list[Wanted], list[Wanted]]
 ) -> Iterator[tuple[int, int, int]]:
-    """What a range has to give to the sides of a trial: index of the side that has less, begin and end."""
+    """What a range has to give to the sides of a trial: index of the side that has the smaller part, begin and end."""
     placed = want.sink is Sink.PLACE and want.mirrored
     if not facts.direct or not (placed or want.sink in {Sink.DEVICE, Sink.DISCARD}):
         return
     for start, stop, state in states(facts.residency, want.offset, want.offset + want.length):
         begin = align_up(start, _ALIGNMENT)
         while state is Residency.ABSENT and stop - begin >= _PIECE_BYTES_MIN:
-            missing = [_missing(side) for side in sides]
-            side = missing.index(max(missing))
+            missing = _missing(sides)
+            side = int(missing[1] / KEPT_BYTES > missing[0] / DIRECT_BYTES)
             length = min(missing[side], align_down(stop - begin, _ALIGNMENT))
             if not length:
                 return
@@ -108,14 +113,14 @@ def _part(want: Wanted, begin: int, end: int) -> Wanted:
     return want._replace(offset=begin, length=end - begin, address=address)
 
 
-def judge_trial(direct_seconds: float, kept_seconds: float) -> CacheDecision:
+def judge_trial(direct: float, kept: float) -> CacheDecision:
     """Whether to keep, from what the two parts took.
 
     Args:
-        direct_seconds: what the part read directly took.
-        kept_seconds: what as many bytes took that were read through the page cache.
+        direct: seconds per byte of what was read directly.
+        kept: seconds per byte of what was read through the page cache.
     """
-    cost = kept_seconds / direct_seconds if direct_seconds else 1.0
+    cost = kept / direct if direct else 1.0
     if cost <= _COST_MAX:
         return CacheDecision(
             keep=True,

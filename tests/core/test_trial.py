@@ -9,7 +9,7 @@ import pytest
 from weightlift.host.residency import Residency, ResidencyMap, ResidencyRun
 from weightlift.operations import Sink
 from weightlift.plan import GRANULE_BYTES, ShardFacts, Wanted
-from weightlift.trial import PART_BYTES, cold_bytes, find_trial, judge_trial
+from weightlift.trial import DIRECT_BYTES, KEPT_BYTES, cold_bytes, find_trial, judge_trial
 from weightlift.units import GIB, MIB
 
 SIZE = 3 * GIB
@@ -41,8 +41,8 @@ def test_the_parts_are_the_whole(offset: int, known: bool) -> None:
     trial = find_trial(wanted, [facts(known=known), facts()])
     assert trial is not None
     (direct,), (kept,) = trial.direct, trial.kept
-    assert direct.length == kept.length == PART_BYTES
-    assert direct.offset + PART_BYTES == kept.offset
+    assert (direct.length, kept.length) == (DIRECT_BYTES, KEPT_BYTES)
+    assert direct.offset + DIRECT_BYTES == kept.offset
     parts = sorted([direct, kept, *trial.rest], key=lambda part: (part.tag, part.offset))
     for tag, group in itertools.groupby(parts, key=lambda part: part.tag):
         some = list(group)
@@ -67,8 +67,8 @@ def test_pieces_take_turns_where_what_is_cold_lies_in_stripes() -> None:
     shard = ShardFacts("shard", SIZE, True, "", True, ResidencyMap(GRANULE_BYTES, SIZE, SIZE // 2, runs))
     trial = find_trial([placed(0, 0, SIZE)], [shard])
     assert trial is not None
-    assert [part.offset // stripe for part in trial.direct] == [1, 5, 9, 13]
-    assert [part.offset // stripe for part in trial.kept] == [3, 7, 11, 15]
+    assert [part.offset // stripe for part in trial.direct] == [1, 7]
+    assert [part.offset // stripe for part in trial.kept] == [3, 5, 9, 11]
     parts = sorted((*trial.direct, *trial.kept, *trial.rest), key=lambda part: part.offset)
     assert parts[0].offset == 0
     assert sum(part.length for part in parts) == SIZE
@@ -79,7 +79,7 @@ def test_pieces_take_turns_where_what_is_cold_lies_in_stripes() -> None:
     ("shard", "cold"),
     [
         (facts(direct=False), 0),
-        (facts(cached=(PART_BYTES - MIB, SIZE)), PART_BYTES - MIB),
+        (facts(cached=(KEPT_BYTES - MIB, SIZE)), KEPT_BYTES - MIB),
         (facts(cached=(0, SIZE)), 0),
     ],
     ids=["no direct reads", "little is cold", "all is cached"],
