@@ -28,7 +28,8 @@ _INTERLEAVE_DEVICES_BYTES: Final = 12 * MIB
 _DEVICE_BYTES: Final = 96 * MIB
 _FOLIO_BYTES: Final = 2 * MIB
 """Largest unit the page cache keeps a file in: an uncached read that ends inside one drops it for the next read."""
-_LANES_MIN: Final = 16
+_LANES_LEFT: Final = 16
+"""How many lanes of the next one's length what is left would make."""
 _LANE_BYTES_MIN: Final = 8 * MIB
 _LANE_BYTES_MAX: Final = 64 * MIB
 _ELEMENT_BYTES_MAX: Final = 16
@@ -229,9 +230,7 @@ def extents_of(
     extents = [part for extent in extents for part in _in_device_steps(extent)]
     if in_order:
         return extents
-    stored_bytes = sum(extent.length for extent in extents if _needs_lane(extent))
-    lane_bytes = min(max(stored_bytes // _LANES_MIN, _LANE_BYTES_MIN), _LANE_BYTES_MAX)
-    return [part for extent in extents for part in _in_lanes(extent, lane_bytes)]
+    return list(_in_lanes(extents))
 
 
 def _in_device_steps(extent: Extent) -> Iterator[Extent]:
@@ -247,11 +246,24 @@ def _needs_lane(extent: Extent) -> bool:
     return through_cache and not extent.resident and extent.sink is not Sink.HAND_OVER
 
 
-def _in_lanes(extent: Extent, lane_bytes: int) -> Iterator[Extent]:
-    if _needs_lane(extent):
-        yield from (part._replace(lane=True) for part in _cut(extent, lane_bytes, _FOLIO_BYTES))
-    else:
-        yield extent
+def _in_lanes(extents: Sequence[Extent]) -> Iterator[Extent]:
+    """Cut what needs lanes into them: long ones first, as each begins slowly, and short ones last.
+
+    Workers then end at about the same time, however many there are; one left alone with a long lane reads it at a
+    fraction of the drive's speed.
+    """
+    left = sum(extent.length for extent in extents if _needs_lane(extent))
+    for extent in extents:
+        if not _needs_lane(extent):
+            yield extent
+            continue
+        start, end = extent.offset, extent.offset + extent.length
+        while start < end:
+            lane_bytes = min(max(left // _LANES_LEFT, _LANE_BYTES_MIN), _LANE_BYTES_MAX)
+            stop = min(align_down(start + lane_bytes, _FOLIO_BYTES), end)
+            yield _part(extent, start, stop)._replace(lane=True)
+            left -= stop - start
+            start = stop
 
 
 def _whole_elements(want: Wanted, parts: Iterable[Piece]) -> Iterator[Piece]:
@@ -346,10 +358,14 @@ def _cut(extent: Extent, step: int, alignment: int) -> Iterator[Extent]:
     start, end = extent.offset, extent.offset + extent.length
     while start < end:
         stop = min(align_down(start + step, alignment), end)
-        address = extent.address + start - extent.offset if extent.sink is Sink.PLACE else 0
-        # Thousands are made while devices wait; `_replace` takes twice as long.
-        yield Extent._make((*extent[:3], start, stop - start, address, *extent[6:]))
+        yield _part(extent, start, stop)
         start = stop
+
+
+def _part(extent: Extent, start: int, stop: int) -> Extent:
+    address = extent.address + start - extent.offset if extent.sink is Sink.PLACE else 0
+    # Thousands are made while devices wait; `_replace` takes twice as long.
+    return Extent._make((*extent[:3], start, stop - start, address, *extent[6:]))
 
 
 def batches(extents: Iterable[Extent], first_bytes: int, most_bytes: int) -> Iterator[Sequence[Extent]]:
