@@ -12,9 +12,12 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from weightlift.bench.backed_memory import back_memory, is_virtual
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 GROWTH_BYTES = 1 << 30
 PACKAGES = ("weightlift", "numpy", "torch", "safetensors", "msgspec", "xxhash", "ml_dtypes")
@@ -24,7 +27,7 @@ def record(folder: Path) -> dict[str, Any]:
     """Everything a reader needs to judge the figures; unknown values are ``None``."""
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": sys.argv,
+        "command": names_only(sys.argv),
         "git": _git_state(),
         "processor": _field("/proc/cpuinfo", "model name"),
         "logical_processors": os.cpu_count(),
@@ -45,6 +48,11 @@ def record(folder: Path) -> dict[str, Any]:
         "packages": {name: version(name) for name in PACKAGES},
         "compiler": _command("cc", "--version").partition("\n")[0] or None,
     }
+
+
+def names_only(words: Sequence[str]) -> list[str]:
+    """A command line without the folders of this machine: a file that was given whole is its name."""
+    return [Path(word).name if word.startswith("/") else word for word in words]
 
 
 def storage(folder: Path) -> dict[str, str | None]:

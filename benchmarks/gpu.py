@@ -151,7 +151,8 @@ def taken(chosen: argparse.Namespace, folder: Path, made: Mapping[str, Checkpoin
         "gpus": gpus,
         "cuda": torch.version.cuda,
         "hip": torch.version.hip,
-        "peer_packages": {name: environment.version(name) for name in PACKAGES} | {"rc": str(chosen.rc_folder or "")},
+        "peer_packages": {name: environment.version(name) for name in PACKAGES}
+        | {"rc": chosen.rc_folder.name if chosen.rc_folder else ""},
         "peers_missing": peers.missing(),
         "checkpoints": {
             name: {"tensors": one.tensors, "tensor_bytes": one.tensor_bytes, "files": len(one.files)}

@@ -178,7 +178,7 @@ def try_extension(request: dict[str, Any]) -> dict[str, Any]:
     """Whether a framework's compiled extension can be had here; building it may take minutes, once."""
     name = request["framework"].removeprefix("try ")
     extension = getattr(importlib.import_module(f"{name}.ext"), f"{name}_ext")
-    return {"extension": str(getattr(extension, "__file__", "built in"))}
+    return {"extension": Path(getattr(extension, "__file__", "built in")).name}
 
 
 RUNS = {

@@ -201,9 +201,8 @@ def taken(record: Mapping[str, Any]) -> str:
 
 
 def command(words: Sequence[str]) -> str:
-    """A command line as somebody else would type it: other machines have other folders."""
-    shown = [PurePath(word).name if word.startswith("/") else word for word in words]
-    shown[0] = f"benchmarks/{PurePath(words[0]).name}"
+    """A recorded command line as it is typed."""
+    shown = [f"benchmarks/{PurePath(words[0]).name}", *words[1:]]
     return " ".join(["python", *(f"'{word}'" if re.search(r"[\s*?\[\\]", word) else word for word in shown)])
 
 

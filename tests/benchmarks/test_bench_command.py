@@ -31,6 +31,7 @@ def test_the_command_is_run_recorded_and_shown(tmp_path: Path, run_script: Run) 
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "bench.json").read_text(encoding="utf-8")
     assert "fast-disk" not in text
+    assert str(tmp_path) not in text
     found = json.loads(text)["bench"]
     assert [(case["name"], case["state"], case["errors"]) for case in found["cases"]] == [
         (name, state, []) for state in ("cold", "warm") for name in ("auto", "direct")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,20 +13,19 @@ import pytest
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable
-    from pathlib import Path
 
     Run = Callable[..., subprocess.CompletedProcess[str]]
 
 TAKEN = {
     "date": "2026-01-02T03:04:05+00:00",
     "command": [
-        "/home/somebody/benchmarks/cpu.py",
+        "cpu.py",
         "--only",
         "paths",
         "--match",
         "*cold",
         "--folder",
-        "/mnt/some/disk",
+        "disk",
     ],
     "git": {"commit": "0123456789abcdef", "changed_files": 2},
     "processor": "a | processor",
@@ -122,7 +123,11 @@ def test_every_figure_names_its_machine_and_a_command_that_fits_other_machines(p
     assert "a \\| processor; 4 processors; 16.0 GB of memory; ext4; Linux 6.18." in text
     assert "torch 2.13.0; commit `0123456` with changes in 2 of its files." in text
     assert "Load average before it began: 9.5, so other work may have been under way." in text
-    assert "/home" not in text
+
+
+def test_no_result_names_the_folders_of_whoever_took_it() -> None:
+    for path in (Path(__file__).resolve().parents[2] / "benchmarks" / "results").glob("*.json"):
+        assert not re.search(r"/(home|root|Users)/", path.read_text(encoding="utf-8")), path.name
 
 
 def test_what_is_absent_is_listed_as_not_measured(page_of: Callable[..., str]) -> None:
