@@ -49,6 +49,12 @@ _READ_AHEAD_BYTES: Final = 128 * KIB
 """What the kernel reads ahead by default, and so what every request for more is cut down to, without a word."""
 
 
+_TRIED_MAX: Final = 4096
+_tried: dict[FileIdentity, storage.DirectAccess] = {}
+"""Files that a trial read has shown to take direct reads: a program that loads a model module by module opens its files
+dozens of times, and should they come to refuse, chunks still have their way out."""
+
+
 class OpenShards:
     """The shards of a description, open for reading.
 
@@ -103,7 +109,7 @@ class OpenShards:
             self._stack.callback(kernel.close_quickly, descriptor)
             check_identity(shard, descriptor, "since its header was read")
             if want_direct:
-                trials[index] = storage.DirectTrial(shard.path)
+                trials[index] = storage.DirectTrial(shard.path, _tried.get(shard.identity))
                 self._stack.callback(trials[index].close)
         counts, answers = self._look(descriptors, trials)
         for index, shard in enumerate(self._description.shards):
@@ -112,7 +118,7 @@ class OpenShards:
                 self.sources.append(ShardSource(-1, -1, size, PAGE_BYTES))
                 self.facts.append(ShardFacts(shard.path.name, size, False, "", False, None))
                 continue
-            access = _judge_direct(trials[index], answers.get(index)) if want_direct else None
+            access = _judge_direct(shard, trials[index], answers.get(index)) if want_direct else None
             cached = None
             if self._look_at_cache:
                 parts, blocks = self._looked_at(index), counts.get(index)
@@ -281,9 +287,13 @@ def _address_of(view: memoryview) -> int:
         release(ctypes.byref(buffer))
 
 
-def _judge_direct(trial: storage.DirectTrial, answer: int | None) -> storage.DirectAccess:
+def _judge_direct(shard: Shard, trial: storage.DirectTrial, answer: int | None) -> storage.DirectAccess:
     access = trial.judge(answer)
     if access.offset_alignment <= PAGE_BYTES:
+        if access.supported:
+            if len(_tried) >= _TRIED_MAX:
+                _tried.clear()
+            _tried[shard.identity] = access
         return access
     # Slots and regions leave a page of room around what is read, no more.
     trial.close()

@@ -29,6 +29,9 @@ SAMPLE_SECONDS: Final = 0.05
 """How often memory is looked at, where it is not short."""
 
 _SAMPLE_SECONDS_NEAR: Final = 0.01
+_FIRST_SECONDS: Final = 0.005
+"""When memory is looked at first, which was looked at just before too: many loads have ended by then."""
+
 _DEVICE_SECONDS: Final = 0.25
 _PROGRESS_SECONDS: Final = 0.1
 _CHUNK_BYTES_MIN: Final = 256 * KIB
@@ -81,6 +84,8 @@ class Supervisor:
         self._engine = engine
         self._engine_started = time.monotonic()
         seen = self.monitor.latest
+        if seen.available_bytes is not None and self._care is not None and not self._care.is_near(seen.available_bytes):
+            self._samples_due = self._engine_started + min(_FIRST_SECONDS, self._sample_seconds)
         if seen.last_resort_bytes is not None:
             # Where nothing ends in host memory, the first look will lift the bound.
             engine.allow(allowance(seen.last_resort_bytes, seen.swap_free_bytes))

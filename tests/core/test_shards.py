@@ -131,9 +131,31 @@ def test_all_shards_are_asked_in_one_go(tmp_path: Path, *, want_direct: bool) ->
         assert asked == [9 + trials]
         assert shards.cached_now() == shards.cached_before()
         assert asked == [9 + trials, 3]
-    asked.clear()
-    # Little is counted as it is needed; only reads that wait are worth asking for together.
-    with OpenShards(description, [1], want_direct=want_direct, ask=ask) as shards:
-        assert asked == [1] * (want_direct and shards.facts[1].direct)
-        shards.cached_now()
-        assert len(asked) <= 1
+
+
+@pytest.mark.needs("preadv")
+def test_a_file_is_tried_once_as_long_as_it_is_the_same(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def ask(probes: Sequence[Probe]) -> list[int]:
+        asked.append(len(probes))
+        return run_probes(probes)
+
+    def look(description: Description) -> tuple[bool, str, int]:
+        with OpenShards(description, [0], want_direct=True, ask=ask) as shards:
+            # Little is counted as it is needed; only reads that wait are worth asking for together.
+            shards.cached_now()
+            facts, source = shards.facts[0], shards.sources[0]
+            assert (source.direct_descriptor >= 0) is facts.direct
+            return facts.direct, facts.direct_reason, source.offset_alignment
+
+    for size in (1000, 2000):
+        spec = TensorSpec("t", "U8", (size,))
+        description = describe(write_checkpoint(tmp_path / "model.safetensors", [spec]))
+        found = look(description)
+        if not found[0]:
+            pytest.skip(f"no direct reads here: {found[1]}")
+        assert asked == [1]
+        assert look(description) == found
+        assert asked == [1]
+        asked.clear()

@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 _THREADS_MAX: Final = 8
 """More take longer to start than they save."""
 
+_THREAD_BYTES: Final = 256 << 20
+"""Counting the cached pages of less is done sooner than a thread has started."""
+
+_THREAD_WAITS: Final = 8
+"""As many questions that wait for storage are worth a thread."""
+
 _HELD_BYTES_MAX: Final = 16 << 30
 
 
@@ -39,11 +45,10 @@ def run_probes(probes: Sequence[Probe]) -> list[int]:
     table = (_Probe * max(1, len(probes)))()
     for entry, probe in zip(table, probes, strict=False):
         entry.fd, entry.offset, entry.length, entry.address, entry.ahead = probe
+    waits = sum(1 for probe in probes if probe.address or probe.ahead)
+    nbytes = sum(probe.length for probe in probes)
+    threads = min(1 + nbytes // _THREAD_BYTES + waits // _THREAD_WAITS, _THREADS_MAX)
     # Counting pages waits for nobody, and takes less time than getting the interpreter lock back beside a busy thread.
-    held = (
-        not any(probe.address or probe.ahead for probe in probes)
-        and sum(probe.length for probe in probes) <= _HELD_BYTES_MAX
-    )
-    ask = library.wl_probe_now if held else library.wl_probe
-    ask(table, len(probes), min(available_processors(), _THREADS_MAX))
+    ask = library.wl_probe_now if not waits and nbytes <= _HELD_BYTES_MAX else library.wl_probe
+    ask(table, len(probes), min(available_processors(), threads) if threads > 1 else 1)
     return [entry.result for entry in table[: len(probes)]]

@@ -66,6 +66,7 @@ class DirectTrial:
 
     Args:
         path: a regular file, which is best open already (see :func:`~weightlift.host.kernel.open_quickly`).
+        known: what an earlier trial of this very file has shown, which is then not asked for once more.
 
     Attributes:
         fd: the descriptor; -1 once it is known that direct reads are out.
@@ -76,8 +77,9 @@ class DirectTrial:
         PermissionError: the user may not read it.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], known: DirectAccess | None = None) -> None:
         self._path = path
+        self._known = known
         self.fd = -1
         self.probe: Probe | None = None
         self._refusal = ""
@@ -95,7 +97,8 @@ class DirectTrial:
             self._refusal = f"{where} refuses to open the file for direct reads ({_named(err.errno or 0)})"
             return
         try:
-            self._prepare()
+            if known is None:
+                self._prepare()
         except BaseException:
             self.close()
             raise
@@ -133,6 +136,8 @@ class DirectTrial:
         Args:
             answer: what came of ``probe``, as from :func:`~weightlift.host.probes.run_probes`.
         """
+        if self._known is not None and not self._refusal:
+            return self._known
         access = _refused(self._refusal) if answer is None else self._judge_reads(answer)
         if not access.supported:
             self.close()
