@@ -326,7 +326,9 @@ def _reported(report: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def turns(contestants: Sequence[Item], number: int, count: int) -> Iterator[Item]:
-    """All contestants in the order of one round; each round begins with another.
+    """All contestants in the order of one round; each round begins with another, and every second goes backwards.
+
+    So none always follows the same one, which may leave memory or a drive in a state of its own.
 
     Args:
         contestants: in any order.
@@ -334,5 +336,6 @@ def turns(contestants: Sequence[Item], number: int, count: int) -> Iterator[Item
         count: of all rounds.
     """
     shift = number * max(1, len(contestants) // count) % len(contestants)
-    yield from contestants[shift:]
-    yield from contestants[:shift]
+    first, *others = [*contestants[shift:], *contestants[:shift]]
+    yield first
+    yield from reversed(others) if number % 2 else others
