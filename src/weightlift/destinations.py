@@ -105,6 +105,7 @@ class Destinations:
     Attributes:
         device: the devices' names, for the report.
         in_host_memory: every tensor goes to the CPU's memory.
+        has_host_memory: one of the devices is the CPU.
         discards: nothing is kept.
         accesses: the GPUs that are reached through their runtime.
         dequantizer: what makes numbers of quantised tensors; ``None`` where none has to.
@@ -125,6 +126,7 @@ class Destinations:
         self._names = [named] if isinstance(named, str) else list(dict.fromkeys(named))
         self.device = ", ".join(self._names) or "cpu"
         self.discards = self._names == ["null"]
+        self.has_host_memory = "cpu" in self._names
         self.in_host_memory = self._names == ["cpu"] or not self._names
         self._check_staging()
         self.accesses: list[DeviceAccess] = []

@@ -17,7 +17,7 @@ from weightlift.options import SMALLEST_HOST_MEMORY_BYTES
 from weightlift.units import MIB, align_down, format_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from weightlift.host.memory import Headroom
 
@@ -257,13 +257,17 @@ def staging_budget(budget_bytes: int, tensor_bytes: int, staged_bytes: int, room
 
 
 @contextlib.contextmanager
-def explaining_device_memory(fit: FitReport) -> Iterator[None]:
-    """Let an out-of-memory error of the framework say what was known beforehand; the error itself stays as it is."""
+def explaining_device_memory(fit: FitReport | Callable[[], FitReport]) -> Iterator[None]:
+    """Let an out-of-memory error of the framework say what was known; the error itself stays as it is.
+
+    Args:
+        fit: what was found out beforehand, or how to find out once it happens.
+    """
     try:
         yield
     except BaseException as err:
         if type(err).__name__ == "OutOfMemoryError":
-            for device in fit.devices:
+            for device in (fit() if callable(fit) else fit).devices:
                 if device.missing_bytes:
                     err.add_note(device.sentence)
         raise

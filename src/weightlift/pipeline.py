@@ -149,13 +149,28 @@ class Transfer:
 
     def _start(self, target: Target) -> None:
         wanted = target.prepare()
-        drives = frozenset(self._description.shards[index].identity.device for index in self._used)
-        self._keeping = keeping = Keeping(self.cache, wanted, self.shards.facts, Where(drives, target.device))
-        self._decide(keeping.decision)
+        self._keeping = keeping = self._keep(wanted, target)
         extents = self._plan(wanted, target, keep=keeping.keeps)
         self._total_bytes = sum(extent.length for extent in extents)
         self.pool = self._size_staging(extents, open_ended=False)
         self._begin()
+        self._hand_in_rest(extents, target, keeping)
+
+    def _keep(self, wanted: Sequence[Wanted], target: Target) -> Keeping:
+        """Decide whether what a target wants is kept, as far as that is known before it is read."""
+        drives = frozenset(self._description.shards[index].identity.device for index in self._used)
+        keeping = Keeping(self.cache, wanted, self.shards.facts, Where(drives, target.device))
+        self._decide(keeping.decision)
+        return keeping
+
+    def _learn(self, keeping: Keeping, counters: Counters, seconds: float) -> None:
+        """Remember what was seen of keeping, and have what was read past the page cache for comparison follow."""
+        if self.cache.keep:
+            self._decide(keeping.learn(counters, seconds))
+            self.shards.fetch(keeping.missed)
+
+    def _hand_in_rest(self, extents: Sequence[Extent], target: Target, keeping: Keeping) -> None:
+        """Give the engine what a target wants, after the trial if there is one to be made."""
         if keeping.trial is not None:
             self._try(keeping, target)
             extents = self._plan(keeping.trial.rest, target, keep=keeping.keeps)
@@ -207,24 +222,6 @@ class Transfer:
             open_ended=open_ended,
         )
 
-    # ---- for streams, which submit one target after the other
-
-    def begin_stream(self, total_bytes: int) -> None:
-        """Start an engine with nothing to do yet; targets follow by :meth:`submit`."""
-        self._total_bytes = total_bytes
-        self.pool = self._size_staging((), open_ended=True)
-        self._begin()
-
-    def submit(self, target: Target) -> Sequence[Extent]:
-        """Have the engine read what one more target wants; returns its extents."""
-        self._targets.append(target)
-        return self._hand_in(target.prepare(), target, keep=self.cache.keep)
-
-    def drop(self, target: Target) -> None:
-        """Forget a target whose extents have all landed."""
-        target.close()
-        self._targets.remove(target)
-
     def events(self, *, wait: bool = True) -> list[Event]:
         """What the engine has to tell, waiting a moment for it or not; a failure is raised as its typed error."""
         assert self._engine is not None
@@ -233,16 +230,6 @@ class Transfer:
             if isinstance(event, Failure):
                 self._fail(event)
         return events
-
-    def landed_bytes(self) -> int:
-        """Bytes that have landed so far."""
-        assert self._engine is not None
-        return self._engine.counters().landed_bytes
-
-    def release_slot(self, slot: int) -> None:
-        """Give back the slot of a chunk that was handed over."""
-        assert self._engine is not None
-        self._engine.return_slot(slot)
 
     def tag(self, extent: int) -> int:
         """Which of its target's ranges an extent belongs to."""
@@ -350,9 +337,8 @@ class Transfer:
             self._stop_recording(engine)
             self._engine = None
             engine.close()
-            if self.cache.keep and self._keeping is not None:
-                self.cache = self._keeping.learn(counters, self.phases["read"])
-                self.shards.fetch(self._keeping.missed)
+            if self._keeping is not None:
+                self._learn(self._keeping, counters, self.phases["read"])
             if not self.cache.keep:
                 self.shards.sweep(self.uses)
             cached = self.shards.cached_now()

@@ -19,8 +19,8 @@ from weightlift.host.memory import available_processors
 from weightlift.layout import lay_out
 from weightlift.loading import required_manifest, verify_beforehand
 from weightlift.manifest import digest_differences, refuse
+from weightlift.open_ended import OpenTransfer
 from weightlift.operations import ChunkReady, ExtentDone
-from weightlift.pipeline import Transfer
 from weightlift.reach import reach_of
 from weightlift.summary import summarise
 from weightlift.targets.digest import digest_tensors
@@ -111,7 +111,7 @@ class TensorStream:
         self._ready: Iterator[tuple[str, Any]] = iter(())
         self._submitted_bytes = self._expected_bytes = 0
         self._window_bytes = options.host_memory if where.accesses else _WINDOW_BYTES
-        self._transfer = Transfer(
+        self._transfer = OpenTransfer(
             description,
             reach_of(description, rows),
             options,

@@ -93,14 +93,14 @@ class Supervisor:
             # Where all tensors are views of mapped files there is no work, and no threads need be started for it.
             self._limit(1.0)
 
-    def _new_tuner(self) -> Tuner:
+    def _new_tuner(self, *, fixed: bool = False) -> Tuner:
         pool = self._pool
         return Tuner(
             Setting(pool.workers, pool.chunk_bytes),
             workers_max=pool.worker_room,
             chunk_bytes_max=pool.chunk_bytes_max,
-            fixed_workers=self._options.workers is not None,
-            fixed_chunk=self._options.chunk_bytes is not None,
+            fixed_workers=fixed or self._options.workers is not None,
+            fixed_chunk=fixed or self._options.chunk_bytes is not None,
             total_bytes=self._total_bytes,
         )
 
@@ -109,6 +109,10 @@ class Supervisor:
         self._tuner = self._new_tuner()
         if self._care is None or self._care.share == 1.0:
             self._limit(1.0)
+
+    def leave_concurrency(self) -> None:
+        """Look for no better concurrency: what is read in parts, with pauses in between, tells nothing about it."""
+        self._tuner = self._new_tuner(fixed=True)
 
     @property
     def chunk_bytes(self) -> int:

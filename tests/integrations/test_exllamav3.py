@@ -129,7 +129,7 @@ def test_an_aborted_load_reads_nothing(exllamav3_loader: Any, folder: Path, inst
 
 
 def test_raw_pointers_on_devices(
-    exllamav3_loader: Any, folder: Path, installed: Installed, devices: FakeDevices, monkeypatch: pytest.MonkeyPatch
+    exllamav3_loader: Any, folder: Path, devices: FakeDevices, installed: Installed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Destinations carved out of one block of a device's memory, some of them converted there."""
     on_host = integration.memory_at
@@ -164,7 +164,10 @@ def test_raw_pointers_on_devices(
     devices.memories[0]._gpu.settle()
     for device, place, stored in expected:
         assert bytes(blocks[device][place : place + len(stored)].numpy().tobytes()) == stored
+    assert installed.loads == 0
+    extension.stloader_close_file(handles[0])
     assert installed.report is not None
+    assert (installed.loads, installed.report.tensors) == (1, sum(row[2] > 0 for row in rows))
     assert set(installed.report.device.split(", ")) == {"cuda:0", "cuda:1"}
 
 

@@ -23,9 +23,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from weightlift.errors import FileChangedError, ReadError, TruncatedFileError
 from weightlift.formats import describe
+from weightlift.open_ended import OpenTransfer
 from weightlift.operations import UNBOUNDED, ChunkReady, ExtentDone
 from weightlift.options import LoadOptions
-from weightlift.pipeline import Transfer
 from weightlift.reach import Reach
 from weightlift.targets.frameworks import pick_framework
 from weightlift.targets.host import ConvertingTarget, HostTarget
@@ -81,7 +81,7 @@ class TransferMachine(RuleBasedStateMachine):
         self._stack = contextlib.ExitStack()
         self.folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
         self.before: Counter[str] = held(self.folder)
-        self.transfer: Transfer | None = None
+        self.transfer: OpenTransfer | None = None
         self.reader = FaultingReader(0) if self.engine is EngineName.PYTHON else None
         self.kept: list[tuple[str, Any]] = []
 
@@ -103,7 +103,7 @@ class TransferMachine(RuleBasedStateMachine):
         self.may_fail = self.has_changed = False
         if self.reader is not None:
             self.reader.faults = replace(self.reader.faults, fail_at_read=None)
-        self.transfer = Transfer(
+        self.transfer = OpenTransfer(
             self.description,
             Reach(range(len(self.description.shards)), {}),
             LoadOptions(engine=self.engine, **options),

@@ -1,4 +1,4 @@
-"""ExLlamaV2: every weight goes through weightlift, a module's weights in one load.
+"""ExLlamaV2: every weight goes through weightlift, a module's weights together.
 
 All of its weights come through one method, ``STFile.get_tensor``, which reads one tensor at a time into a buffer as
 large as the tensor. Here a request brings what is stored beside it, in the same module of the model and for the same
@@ -22,8 +22,8 @@ from weightlift.compat.safetensors.arguments import CPU
 from weightlift.compat.safetensors.opened import OpenedFile
 from weightlift.integrations.installing import Installed
 from weightlift.integrations.versions import missing, require_known
-from weightlift.loading import load_rows
 from weightlift.options import LoadOptions
+from weightlift.standing import PartLoads
 from weightlift.types import Framework
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class _Reader:
 
     def __init__(self, keywords: LoadKeywords, note: Callable[[LoadReport], None]) -> None:
         self._keywords = keywords
-        self._note = note
+        self._loads = PartLoads(note)
         self._lock = threading.RLock()
         self._files: dict[str, OpenedFile] = {}
         self._groups: dict[str, dict[str, list[int]]] = {}
@@ -153,8 +153,7 @@ class _Reader:
             self._waiting.clear()
             file = self._open(filename)
             rows = self._companions(filename, file, file.description.row(name), device)
-            loaded, report = load_rows(file.description, rows, self._options(device))
-            self._note(report)
+            loaded = self._loads.rows(file.description, rows, self._options(device))
             self._waiting.update(((filename, other, device), tensor) for other, tensor in loaded)
             return self._waiting.pop((filename, name, device))
 
@@ -191,6 +190,7 @@ class _Reader:
     def close(self) -> None:
         """Drop what waits and close the files."""
         with self._lock:
+            self._loads.close()
             self._waiting.clear()
             self._files.clear()
             self._groups.clear()

@@ -2,7 +2,8 @@
 
 Its ``SafetensorsCollection`` decides what is loaded where, carves destinations out of arenas of its own and hands raw
 pointers to four functions of its compiled extension: open, close, read one tensor, read a batch. Those four are
-replaced where the collection looks them up; arenas, autosplit and everything else of its own work on unchanged.
+replaced where the collection looks them up; arenas, autosplit and everything else of its own work on unchanged. Batches
+of one file onto GPUs are parts of one load, which ends when the collection closes the file.
 
 Not covered: the worker process that it spawns for experts on the CPU, which imports ExLlamaV3 anew, and the ``python``
 load method, which does not use the extension.
@@ -19,6 +20,7 @@ from weightlift.integrations.installing import Installed
 from weightlift.integrations.raw import RawRange, open_raw, read_raw
 from weightlift.integrations.versions import missing, require_known
 from weightlift.options import LoadOptions
+from weightlift.standing import PartLoads
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,7 +78,8 @@ class Extension:
     def __init__(self, extension: Any, keywords: LoadKeywords, installed: Installed) -> None:
         self._extension = extension
         self._options = LoadOptions(**keywords)  # type: ignore[arg-type]
-        self._installed = installed
+        self._loads = PartLoads(installed.note)
+        installed.on_undo = self._loads.close
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._extension, name)
@@ -87,8 +90,10 @@ class Extension:
         return Handle(open_raw(filename))
 
     def stloader_close_file(self, handle: Any) -> None:
-        """Close a file; one that was opened before is the extension's to close."""
-        if not isinstance(handle, Handle):
+        """Close a file, and end the load that stands; one that was opened before is the extension's to close."""
+        if isinstance(handle, Handle):
+            self._loads.close()
+        else:
             self._extension.stloader_close_file(handle)
 
     def stloader_read(self, handle: Any, offset: int, size: int, target: Any) -> None:
@@ -131,7 +136,7 @@ class Extension:
     def _read(self, ranges: Sequence[RawRange]) -> None:
         wanted = [one for one in ranges if one.length]
         if wanted:
-            self._installed.note(read_raw(wanted, self._options))
+            read_raw(wanted, self._options, self._loads)
 
 
 def _device_name(tensor: Any) -> str:

@@ -17,8 +17,9 @@ class Installed:
     """An integration in force: a context manager, undone by :meth:`undo` or at the end of the ``with`` block.
 
     Attributes:
-        report: of the latest load that was made for the framework.
-        loads: how many there were.
+        report: of the latest load for the framework that has ended; onto GPUs, ExLlamaV2's and ExLlamaV3's end when the
+            framework closes its files.
+        loads: how many have ended.
     """
 
     def __init__(self) -> None:

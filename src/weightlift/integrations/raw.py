@@ -15,7 +15,6 @@ from weightlift.description import Description, FileIdentity, Shard
 from weightlift.errors import FormatError
 from weightlift.formats.files import access_failure, shown_path
 from weightlift.formats.safetensors import DTYPES
-from weightlift.loading import transfer_rows
 from weightlift.targets.access import gpu_access
 from weightlift.targets.frameworks import pick_framework
 from weightlift.targets.module import ModuleTarget
@@ -25,8 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from weightlift.options import LoadOptions
+    from weightlift.standing import PartLoads
     from weightlift.targets.device import DeviceAccess
-    from weightlift.types import LoadReport
 
 _BYTES = next(code for code, dtype in enumerate(DTYPES) if dtype.name == "U8")
 
@@ -91,12 +90,13 @@ def open_raw(path: str) -> Shard:
     return Shard(Path(path), identity, 0, {})
 
 
-def read_raw(ranges: Sequence[RawRange], options: LoadOptions) -> LoadReport:
+def read_raw(ranges: Sequence[RawRange], options: LoadOptions, loads: PartLoads) -> None:
     """Fill memory with ranges of files; done when it returns.
 
     Args:
         ranges: what goes where, in any order.
         options: how.
+        loads: what this is a part of.
 
     Raises:
         FormatError: a range reaches behind the end of its file.
@@ -109,8 +109,7 @@ def read_raw(ranges: Sequence[RawRange], options: LoadOptions) -> LoadReport:
     memory = {name: _Memory(one, kind) for name, one in zip(description.names, ordered, strict=True)}
     rows = range(len(ordered))
     target = ModuleTarget(description, rows, maker, memory, accesses)
-    _, report = transfer_rows(description, rows, options, target, accesses=accesses, staging_reason=reason)
-    return report
+    loads.fill(description, rows, options, target, accesses, staging_reason=reason)
 
 
 def describe_ranges(ranges: Sequence[RawRange]) -> tuple[Description, Sequence[RawRange]]:

@@ -1,0 +1,92 @@
+"""A transfer whose targets come one after the other: for streams, and for programs that load a model part by part."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from weightlift.pipeline import Transfer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from weightlift.description import Description
+    from weightlift.operations import Counters, Extent
+    from weightlift.targets.base import Target
+
+
+class OpenTransfer(Transfer):
+    """A :class:`~weightlift.pipeline.Transfer` that is begun with nothing to do, and goes on until it is finished."""
+
+    def begin_stream(self, total_bytes: int) -> None:
+        """Start an engine with nothing to do yet; targets follow.
+
+        Args:
+            total_bytes: most bytes that they will be.
+        """
+        self._total_bytes = total_bytes
+        self.pool = self._size_staging((), open_ended=True)
+        self._begin()
+        self._on_trial = self.cache
+
+    def submit(self, target: Target) -> Sequence[Extent]:
+        """Have the engine read what one more target wants; returns its extents."""
+        self._targets.append(target)
+        return self._hand_in(target.prepare(), target, keep=self.cache.keep)
+
+    def drop(self, target: Target) -> None:
+        """Forget a target whose extents have all landed."""
+        target.close()
+        self._targets.remove(target)
+
+    def landed_bytes(self) -> int:
+        """Bytes that have landed so far."""
+        assert self._engine is not None
+        return self._engine.counters().landed_bytes
+
+    def release_slot(self, slot: int) -> None:
+        """Give back the slot of a chunk that was handed over."""
+        assert self._engine is not None
+        self._engine.return_slot(slot)
+
+    def read_part(self, description: Description, target: Target) -> list[tuple[str, Any]]:
+        """Have everything one more target wants land, with nothing else under way.
+
+        Args:
+            description: what the target was made for, of the same shards; errors take names from it.
+            target: where it goes.
+
+        Returns:
+            Its tensors.
+
+        Raises:
+            WeightliftError: the first thing that went wrong, once everything has stopped; nothing more can be read.
+        """
+        begin = time.monotonic()
+        self._description = description
+        self._targets.append(target)
+        with self.aborting():
+            wanted = target.prepare()
+            before = self._counters()
+            if self.cache.keep:
+                self.cache = self._on_trial
+            keeping = self._keep(wanted, target)
+            self._hand_in_rest(self._plan(wanted, target, keep=keeping.keeps), target, keeping)
+            if target.makes_ahead:
+                self._making = target.finish()
+            self._serve(target)
+            tensors = self.tensors(target)
+            self.shards.check_unchanged()
+            self.drop(target)
+            now = self._lap("read", begin)
+            after = self._counters()
+            done = after._replace(
+                landed_bytes=after.landed_bytes - before.landed_bytes,
+                register_seconds=after.register_seconds - before.register_seconds,
+            )
+            self._learn(keeping, done, now - begin)
+        return tensors
+
+    def _counters(self) -> Counters:
+        assert self._engine is not None
+        return self._engine.counters()

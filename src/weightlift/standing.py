@@ -1,0 +1,228 @@
+"""Loads of parts of a checkpoint onto GPUs, one after the other, with files, engine and staging open in between.
+
+Beside moving bytes a load opens and looks at files, starts threads and ends them, watches memory and reports, which
+takes a few milliseconds. A program that loads a model module by module pays that for every one, which over a fast link
+is as long as reading takes. Here the modules are parts of one load, which has one report.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from weightlift.destinations import Destinations
+from weightlift.errors import FileChangedError, TruncatedFileError
+from weightlift.fitting import explaining_device_memory, require_fit
+from weightlift.loading import load_rows, transfer_rows
+from weightlift.open_ended import OpenTransfer
+from weightlift.reach import Reach
+from weightlift.summary import summarise
+from weightlift.types import Method
+from weightlift.views import carry
+from weightlift.weighing import weigh, within
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from weightlift.description import Description
+    from weightlift.fitting import FitReport
+    from weightlift.options import LoadOptions
+    from weightlift.targets.base import Target
+    from weightlift.targets.device import DeviceAccess
+    from weightlift.targets.module import ModuleTarget
+    from weightlift.types import LoadReport
+
+
+class PartLoads:
+    """Loads of parts, of which those of the same files to the same GPUs are one load; safe to use from any thread.
+
+    Args:
+        note: told of every load when it has ended: at once where no GPU is reached through its runtime, else when other
+            files or devices are asked for, or by :meth:`close`.
+    """
+
+    def __init__(self, note: Callable[[LoadReport], None]) -> None:
+        self._note = note
+        self._lock = threading.RLock()
+        self._standing: _Standing | None = None
+
+    def rows(self, description: Description, rows: Sequence[int], options: LoadOptions) -> list[tuple[str, Any]]:
+        """Load the tensors of some rows; see :func:`~weightlift.loading.load_rows`."""
+        with self._lock:
+            if not _stands_alone(options) and carry(description, rows) is None:
+                where = Destinations(description, rows, options)
+                if where.accesses and not where.staging_reason and not where.has_host_memory:
+                    target, wanted = where.target(rows), where.device_bytes(rows)
+                    return self._stand(description, rows, options, target, where.accesses, device_bytes=wanted)
+            # Two loads at once would take twice the budget.
+            self.close()
+            loaded, report = load_rows(description, rows, options)
+            self._note(report)
+            return loaded
+
+    def fill(
+        self,
+        description: Description,
+        rows: Sequence[int],
+        options: LoadOptions,
+        target: ModuleTarget,
+        accesses: Sequence[DeviceAccess],
+        *,
+        staging_reason: str = "",
+    ) -> None:
+        """Fill memory that is there.
+
+        Args:
+            description: the checkpoint.
+            rows: the rows that the target was made for.
+            options: how.
+            target: what is filled.
+            accesses: the GPUs that are reached through their runtime.
+            staging_reason: why some device is not among them.
+
+        Raises:
+            WeightliftError: see :mod:`weightlift.errors`; what was to be filled is partly overwritten.
+        """
+        with self._lock:
+            devices = {access.device for access in accesses}
+            if not _stands_alone(options) and set(target.device.split(", ")) == devices:
+                self._stand(description, rows, options, target, accesses)
+                return
+            self.close()
+            _, report = transfer_rows(
+                description, rows, options, target, accesses=accesses, staging_reason=staging_reason
+            )
+            self._note(report)
+
+    def _stand(
+        self,
+        description: Description,
+        rows: Sequence[int],
+        options: LoadOptions,
+        target: Target,
+        accesses: Sequence[DeviceAccess],
+        *,
+        device_bytes: dict[str, int] | None = None,
+    ) -> list[tuple[str, Any]]:
+        standing = self._standing
+        if standing is None or not standing.serves(description, options, accesses):
+            self.close()
+            standing = self._standing = _Standing(description, options, accesses)
+        try:
+            with explaining_device_memory(lambda: standing.weigh(device_bytes)):
+                return standing.read(description, rows, target)
+        except BaseException:
+            self._standing = None
+            raise
+
+    def close(self) -> None:
+        """End the load that stands, if one does, and tell of it; what it brought stays."""
+        with self._lock:
+            standing, self._standing = self._standing, None
+            report = standing.finish() if standing is not None else None
+            if report is not None:
+                self._note(report)
+
+    def __del__(self) -> None:
+        standing = getattr(self, "_standing", None)
+        if standing is not None:
+            standing.give_up()
+
+
+def _stands_alone(options: LoadOptions) -> bool:
+    """Whether a load does more than bring bytes to devices as they are stored."""
+    changed = options.dtype is not None or options.dequantize
+    looked_at = options.verify is not None or options.digest or options.recording is not None
+    return options.method is Method.MMAP or changed or looked_at
+
+
+class _Standing:
+    """One load that stands.
+
+    Args:
+        description: the first part, or what it is a part of.
+        options: how.
+        accesses: the GPUs.
+    """
+
+    def __init__(self, description: Description, options: LoadOptions, accesses: Sequence[DeviceAccess]) -> None:
+        self._process = os.getpid()
+        self._asked = options
+        self._description = description
+        self._shards = tuple(description.shards)
+        self._accesses = accesses
+        self._tensors = self._nbytes = 0
+        self._fit = self.weigh()
+        require_fit(self._fit)
+        self._options = within(self._fit, options)
+        self._transfer = OpenTransfer(
+            description,
+            Reach(range(len(self._shards)), {}),
+            self._options,
+            destination_bytes=0,
+            accesses=accesses,
+            room=self._fit.room,
+        )
+        with self._transfer.aborting():
+            self._transfer.begin_stream(self._file_bytes)
+            self._transfer.supervisor.leave_concurrency()
+
+    @property
+    def _file_bytes(self) -> int:
+        return sum(shard.identity.size_bytes for shard in self._shards)
+
+    def weigh(self, device_bytes: dict[str, int] | None = None) -> FitReport:
+        """What the load takes, with what its devices are to hold, and what there is."""
+        return weigh(
+            self._description,
+            self._asked,
+            staged_bytes=self._file_bytes,
+            accesses=self._accesses,
+            device_bytes=device_bytes,
+        )
+
+    def serves(self, description: Description, options: LoadOptions, accesses: Sequence[DeviceAccess]) -> bool:
+        """Whether a part can be one of this load's: of the same files, in this process, loaded the same way."""
+        devices = [access.device for access in accesses]
+        return (
+            self._process == os.getpid()
+            and self._asked == options
+            and [access.device for access in self._accesses] == devices
+            and self._shards == tuple(description.shards)
+        )
+
+    def read(self, description: Description, rows: Sequence[int], target: Target) -> list[tuple[str, Any]]:
+        """Read one part."""
+        tensors = self._transfer.read_part(description, target)
+        self._tensors += len(rows)
+        self._nbytes += description.bytes_of(rows)
+        return tensors
+
+    def finish(self) -> LoadReport | None:
+        """End the load and say what it did; ``None`` in a forked child, which has none of its threads."""
+        if self._process != os.getpid():
+            return None
+        # Every part was looked at when it had been read, and was whole then.
+        with contextlib.suppress(FileChangedError, TruncatedFileError):
+            self._transfer.supervisor.sample(0)
+            finished = self._transfer.finish()
+            report = summarise(
+                self._transfer,
+                self._description,
+                (),
+                self._options,
+                device=", ".join(access.device for access in self._accesses),
+                finished=finished,
+                digests={},
+                fit=self._fit,
+            )
+            return replace(report, tensors=self._tensors, nbytes=self._nbytes)
+        return None
+
+    def give_up(self) -> None:
+        """Stop and release everything, without a word."""
+        if self._process == os.getpid():
+            self._transfer.abort(GeneratorExit())

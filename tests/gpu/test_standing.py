@@ -1,0 +1,184 @@
+"""Loads of parts that stand open in between: one load of the same files to the same GPUs, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from weightlift import keeping
+from weightlift.errors import FileChangedError, TruncatedFileError
+from weightlift.formats import describe
+from weightlift.options import LoadOptions
+from weightlift.plan import CacheDecision
+from weightlift.standing import PartLoads
+from weightlift.testing import TensorSpec, write_checkpoint
+from weightlift.testing.leaks import nothing_left_behind
+from weightlift.units import KIB, MIB
+
+torch = pytest.importorskip("torch")
+import safetensors.torch  # noqa: E402
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from weightlift import LoadReport
+    from weightlift.description import Description
+    from weightlift.testing.fake_devices import FakeDevices
+
+    Bring = Callable[..., dict[str, Any]]
+
+SPECS = [TensorSpec(f"{layer}.{name}", "I16", (64, 257)) for layer in range(4) for name in "abc"]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return write_checkpoint(tmp_path / "model.safetensors", SPECS)
+
+
+@pytest.fixture
+def description(path: Path) -> Description:
+    return describe(path)
+
+
+@pytest.fixture
+def reports() -> list[LoadReport]:
+    return []
+
+
+@pytest.fixture
+def loads(devices: FakeDevices, reports: list[LoadReport]) -> Iterator[PartLoads]:
+    parts = PartLoads(reports.append)
+    yield parts
+    parts.close()
+
+
+@pytest.fixture
+def bring(loads: PartLoads, description: Description, devices: FakeDevices) -> Bring:
+    def load(layer: int, device: str = "cuda:0", **keywords: Any) -> dict[str, Any]:
+        rows = [row for row, name in enumerate(description.names) if name.startswith(f"{layer}.")]
+        found = dict(loads.rows(description, rows, LoadOptions(device=device, framework="torch", **keywords)))  # type: ignore[arg-type]
+        devices.memories[0]._gpu.settle()
+        return found
+
+    return load
+
+
+@pytest.mark.parametrize("engine", ["native", "python"])
+def test_parts_of_a_file_are_one_load(
+    bring: Bring, loads: PartLoads, path: Path, reports: list[Any], engine: str
+) -> None:
+    expected = safetensors.torch.load_file(path)
+    found: dict[str, Any] = {}
+    for layer in (2, 0, 1, 3):
+        found |= bring(layer, engine=engine)
+        assert not reports
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    loads.close()
+    (report,) = reports
+    assert (report.tensors, report.nbytes) == (len(SPECS), sum(tensor.nbytes for tensor in expected.values()))
+    assert (report.device, report.engine, report.staging) == ("cuda:0", engine, "pinned")
+    assert sum(report.method_used.values()) == report.nbytes
+    loads.close()
+    assert len(reports) == 1
+
+
+def test_another_device_other_options_or_the_cpu_end_it(bring: Bring, reports: list[Any]) -> None:
+    bring(0)
+    bring(1, "cuda:1")
+    assert [report.device for report in reports] == ["cuda:0"]
+    bring(1, "cuda:1", method="buffered")
+    assert [report.device for report in reports] == ["cuda:0", "cuda:1"]
+    assert bring(2, "cpu")["2.a"].shape == (64, 257)
+    assert [report.device for report in reports] == ["cuda:0", "cuda:1", "cuda:1", "cpu"]
+
+
+def test_what_does_more_than_bring_bytes_stands_alone(bring: Bring, reports: list[Any]) -> None:
+    bring(0, digest=True)
+    assert [report.tensors for report in reports] == [3]
+
+
+def test_a_file_that_changes_in_between_is_named_and_the_next_load_begins_anew(
+    bring: Bring, path: Path, reports: list[Any]
+) -> None:
+    bring(0)
+    os.truncate(path, path.stat().st_size - 1000)
+    with pytest.raises((FileChangedError, TruncatedFileError), match=r"model\.safetensors"):
+        bring(3)
+    with pytest.raises((FileChangedError, TruncatedFileError), match=r"model\.safetensors"):
+        bring(0)
+    assert not reports
+
+
+def test_a_file_that_changes_after_the_last_part_takes_nothing_away(
+    bring: Bring, loads: PartLoads, path: Path, reports: list[Any]
+) -> None:
+    found = bring(0)
+    path.write_bytes(b"something else")
+    loads.close()
+    assert not reports
+    assert found["0.a"].shape == (64, 257)
+
+
+def test_out_of_memory_is_explained_and_leaves_nothing(
+    bring: Bring, devices: FakeDevices, loads: PartLoads, reports: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bring(0)
+
+    def refuse(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(devices.memories[0], "allocate", refuse)
+        with pytest.raises(torch.OutOfMemoryError, match="full"):
+            bring(1)
+    assert bring(1)["1.b"].shape == (64, 257)
+    loads.close()
+    assert [report.tensors for report in reports] == [3]
+
+
+def test_what_is_dropped_unfinished_leaves_nothing_behind(
+    description: Description, devices: FakeDevices, tmp_path: Path
+) -> None:
+    with nothing_left_behind(tmp_path):
+        parts = PartLoads(lambda _: None)
+        parts.rows(description, [0, 1], LoadOptions(device="cuda:0", framework="torch"))  # type: ignore[arg-type]
+        devices.memories[0]._gpu.settle()
+        del parts
+        from weightlift.device_staging import release_pinned_memory
+
+        release_pinned_memory()
+
+
+@pytest.mark.needs("preadv", "cachestat")
+@pytest.mark.parametrize("keep", [True, False])
+def test_parts_find_out_what_keeping_costs(
+    devices: FakeDevices, tmp_path: Path, reports: list[Any], monkeypatch: pytest.MonkeyPatch, *, keep: bool
+) -> None:
+    monkeypatch.setattr(keeping, "WORTH_BYTES", 20 * MIB)
+    monkeypatch.setattr(keeping, "SAMPLES_BYTES", 8 * MIB)
+    monkeypatch.setattr(keeping, "judge_trial", lambda *_: CacheDecision(keep, "so says the test"))
+    keeping.forget()
+    specs = [TensorSpec(f"{layer}.a", "U8", (10 * MIB,)) for layer in range(7)]
+    path = write_checkpoint(tmp_path / "large.safetensors", specs)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    description = describe(path)
+    parts = PartLoads(reports.append)
+    for row in range(7):
+        parts.rows(description, [row], LoadOptions(device="cuda:0", framework="torch"))  # type: ignore[arg-type]
+    parts.close()
+    keeping.forget()
+    report = reports[-1]
+    if not report.page_cache_before_bytes < MIB or not report.method_used["direct"]:
+        pytest.skip(f"the page cache cannot be emptied here, or there are no direct reads: {report.reason}")
+    # What pinned memory on the way tells nothing; then two are kept, and one is read directly for comparison.
+    direct = report.method_used["direct"] // (10 * MIB)
+    assert direct == 1 if keep else 1 < direct < 5
+    assert report.cache_decided == ("keep" if keep else "drop")
+    assert (report.page_cache_after_bytes > 68 * MIB) is keep
+    assert keep or report.page_cache_after_bytes < 64 * KIB
