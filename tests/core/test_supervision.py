@@ -25,7 +25,7 @@ from weightlift.staging import plan_pool
 from weightlift.supervision import Supervisor
 from weightlift.testing import TensorSpec, write_checkpoint
 from weightlift.testing.leaks import nothing_left_behind
-from weightlift.units import KIB, MIB
+from weightlift.units import GIB, KIB, MIB
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -223,5 +223,19 @@ def test_tuning_begins_anew_where_it_began() -> None:
         supervisor.tune_anew()
         assert supervisor.chunk_bytes == pool.chunk_bytes
         assert engine.counters().workers == pool.workers
+        engine.cancel()
+        assert engine.join(10.0) == 0
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_concurrency_that_is_left_alone_stays_as_it_is(*, left: bool) -> None:
+    with contextlib.closing(PythonEngine([], SlotPool(1, 4 * KIB).memory, 64)) as engine:
+        supervisor = Supervisor(LoadOptions(), time.monotonic(), lambda: None)
+        pool = plan_pool((), budget_bytes=128 * MIB, processors=4, workers=None, chunk_bytes=None, open_ended=True)
+        supervisor.begin(engine, pool, 64 * GIB)
+        if left:
+            supervisor.leave_concurrency()
+        changes = [supervisor._tuner.observe(0.1 * n, 100 * MIB * n) for n in range(1, 50)]
+        assert any(changes) is not left
         engine.cancel()
         assert engine.join(10.0) == 0
