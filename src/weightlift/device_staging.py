@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from array import array
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from weightlift.buffers import SlotPool
 from weightlift.device_operations import DeviceQueues, Devices, SlotMemory, SlotState
@@ -26,6 +27,36 @@ _STREAMS: Final = 1
 _lock = threading.Lock()
 _kept: list[DeviceStaging] = []
 """At most one pool that no load is using."""
+
+
+class Holder(Protocol):
+    """Holds a pool between loads of its own."""
+
+    def give_back(self) -> None:
+        """Let go of the pool, unless it is in use."""
+        ...
+
+
+_holders: dict[int, weakref.ref[Holder]] = {}
+"""By their ids. No set of weak references, which cannot be gone through while another thread adds to it."""
+
+
+def hold(holder: Holder) -> None:
+    """Have a holder asked for its pool when somebody else needs one, as long as it lives."""
+    number = id(holder)
+    _holders[number] = weakref.ref(holder, lambda _: _holders.pop(number, None))
+
+
+def _take_kept() -> DeviceStaging | None:
+    """The pool that is kept, or one that is given back now."""
+    for found in (None, *_holders.values()):
+        holder = found() if found is not None else None
+        if holder is not None:
+            holder.give_back()
+        with _lock:
+            if _kept:
+                return _kept.pop()
+    return None
 
 
 class DeviceStaging:
@@ -154,8 +185,7 @@ def borrow_staging(
         pinned: have them registered.
         most_bytes: the budget, which what an earlier load left must not exceed either.
     """
-    with _lock:
-        kept = _kept.pop() if _kept else None
+    kept = _take_kept()
     if kept is not None and not (pinned and kept.serves(runtime, slot_bytes, count, most_bytes)):
         # Two pools at once would be more pinned memory than the budget says.
         kept.destroy()
@@ -170,8 +200,7 @@ def release_pinned_memory() -> int:
     Returns:
         How many bytes were pinned; 0 if nothing was kept, or a load is using it.
     """
-    with _lock:
-        kept = _kept.pop() if _kept else None
+    kept = _take_kept()
     if kept is None:
         return 0
     nbytes = kept.pinned_bytes

@@ -13,6 +13,7 @@ import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from weightlift import device_staging
 from weightlift.destinations import Destinations
 from weightlift.errors import FileChangedError, TruncatedFileError
 from weightlift.fitting import explaining_device_memory, require_fit
@@ -111,6 +112,7 @@ class PartLoads:
         if standing is None or not standing.serves(description, options, accesses):
             self.close()
             standing = self._standing = _Standing(description, options, accesses)
+            device_staging.hold(self)
         try:
             with explaining_device_memory(lambda: standing.weigh(device_bytes)):
                 return standing.read(description, rows, target)
@@ -125,6 +127,14 @@ class PartLoads:
             report = standing.finish() if standing is not None else None
             if report is not None:
                 self._note(report)
+
+    def give_back(self) -> None:
+        """The same, unless a part is being read: somebody else needs the staging."""
+        if self._lock.acquire(blocking=False):
+            try:
+                self.close()
+            finally:
+                self._lock.release()
 
     def __del__(self) -> None:
         standing = getattr(self, "_standing", None)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import weightlift as wl
 from weightlift import keeping
+from weightlift.compat.safetensors import safe_open
 from weightlift.errors import FileChangedError, TruncatedFileError
 from weightlift.formats import describe
+from weightlift.open_ended import OpenTransfer
 from weightlift.options import LoadOptions
 from weightlift.plan import CacheDecision
 from weightlift.standing import PartLoads
@@ -182,3 +186,47 @@ def test_parts_find_out_what_keeping_costs(
     assert report.cache_decided == ("keep" if keep else "drop")
     assert (report.page_cache_after_bytes > 68 * MIB) is keep
     assert keep or report.page_cache_after_bytes < 64 * KIB
+
+
+def test_staging_is_given_back_to_whoever_needs_it(
+    bring: Bring, loads: PartLoads, path: Path, devices: FakeDevices, reports: list[Any]
+) -> None:
+    found = bring(0)
+    pinned = wl.load(path, device="cuda:1", framework="torch").report.host_memory.peak_pinned_bytes
+    assert [report.device for report in reports] == ["cuda:0"]
+    assert pinned
+    found |= bring(1)
+    assert wl.release_pinned_memory() == pinned
+    assert len(reports) == 2
+    assert found["1.a"].shape == (64, 257)
+
+
+def test_staging_in_use_is_kept(
+    bring: Bring, loads: PartLoads, devices: FakeDevices, reports: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bring(0)
+    read, released = OpenTransfer.read_part, list[int]()
+
+    def read_while_another_asks(*arguments: Any) -> Any:
+        other = threading.Thread(target=lambda: released.append(wl.release_pinned_memory()))
+        other.start()
+        other.join()
+        return read(*arguments)
+
+    monkeypatch.setattr(OpenTransfer, "read_part", read_while_another_asks)
+    assert bring(1)["1.a"].shape == (64, 257)
+    assert (released, reports) == ([0], [])
+
+
+def test_tensors_taken_from_one_handle_are_parts_of_one_load(tmp_path: Path, devices: FakeDevices) -> None:
+    specs = [TensorSpec(name, "I16", (5, MIB)) for name in "abcd"]
+    path = write_checkpoint(tmp_path / "large.safetensors", specs)
+    expected = safetensors.torch.load_file(path)
+    with safe_open(path, "pt", "cuda:0") as handle:
+        found = {name: handle.get_tensor(name) for name in "badc"}
+        # Whoever takes one tensor may want no other, so the first is a load of its own.
+        assert [report.tensors for report in handle.reports] == [1]
+        file = handle._opened()
+    devices.memories[0]._gpu.settle()
+    assert [report.tensors for report in file.reports] == [1, 3]
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())

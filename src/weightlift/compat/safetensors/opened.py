@@ -28,6 +28,7 @@ from weightlift.formats.safetensors import DTYPES, LENGTH_BYTES, read_shard
 from weightlift.host import kernel
 from weightlift.loading import load_rows
 from weightlift.options import LoadOptions
+from weightlift.standing import PartLoads
 from weightlift.types import Framework, HeaderRules, LoadReport, Method
 
 if TYPE_CHECKING:
@@ -89,6 +90,8 @@ class OpenedFile:
         self._place: Any = None
         self._mapped = MappedFile(self.description, self._descriptor, framework)
         self._gives_views: bool | None = None
+        self._parts = PartLoads(self.reports.append)
+        self._brought_one = False
         self._sequence: Sequence | None = None
         if Sequence.pays_for(self.description):
             self._sequence = Sequence(self.description, self._descriptor, self.load_options, self.reports.append)
@@ -99,7 +102,8 @@ class OpenedFile:
             self._descriptor = -1
 
     def stop_reading_ahead(self) -> None:
-        """Give up what is read ahead of the next request; the handle was closed."""
+        """End the load that stands, and give up what is read ahead of the next request; the handle was closed."""
+        self._parts.close()
         if self._sequence is not None:
             self._sequence.close()
 
@@ -152,9 +156,18 @@ class OpenedFile:
             if ahead is not None:
                 return ahead
         if description.lengths[row] > (SMALL_BYTES if self.on_cpu else SMALL_DEVICE_BYTES):
-            return self._load([row])[description.names[row]]
+            return self._bring(row)
         made = self._read_whole(row)
         return made if self.on_cpu else made.to(self.place)
+
+    def _bring(self, row: int) -> Any:
+        """A large tensor; from the second one for a device on they are parts of one load."""
+        name = self.description.names[row]
+        if self.on_cpu or not self._brought_one:
+            self._brought_one = True
+            return self._load([row])[name]
+        with refusing():
+            return dict(self._parts.rows(self.description, [row], self.load_options()))[name]
 
     def _read_whole(self, row: int) -> Any:
         description = self.description
