@@ -11,7 +11,7 @@ import contextlib
 import os
 import threading
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from weightlift import device_staging
 from weightlift.destinations import Destinations
@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from weightlift.targets.device import DeviceAccess
     from weightlift.targets.module import ModuleTarget
     from weightlift.types import LoadReport
+
+
+PARTS_MAX: Final = 1024
+"""Of one load: an engine remembers all that it was given."""
 
 
 class PartLoads:
@@ -164,7 +168,7 @@ class _Standing:
         self._description = description
         self._shards = tuple(description.shards)
         self._accesses = accesses
-        self._tensors = self._nbytes = 0
+        self._parts = self._tensors = self._nbytes = 0
         self._fit = self.weigh()
         require_fit(self._fit)
         self._options = within(self._fit, options)
@@ -199,6 +203,7 @@ class _Standing:
         devices = [access.device for access in accesses]
         return (
             self._process == os.getpid()
+            and self._parts < PARTS_MAX
             and self._asked == options
             and [access.device for access in self._accesses] == devices
             and self._shards == tuple(description.shards)
@@ -207,6 +212,7 @@ class _Standing:
     def read(self, description: Description, rows: Sequence[int], target: Target) -> list[tuple[str, Any]]:
         """Read one part."""
         tensors = self._transfer.read_part(description, target)
+        self._parts += 1
         self._tensors += len(rows)
         self._nbytes += description.bytes_of(rows)
         return tensors

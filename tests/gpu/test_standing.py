@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import weightlift as wl
-from weightlift import keeping
+from weightlift import keeping, standing
 from weightlift.compat.safetensors import safe_open
 from weightlift.errors import FileChangedError, TruncatedFileError
 from weightlift.formats import describe
@@ -186,6 +186,17 @@ def test_parts_find_out_what_keeping_costs(
     assert report.cache_decided == ("keep" if keep else "drop")
     assert (report.page_cache_after_bytes > 68 * MIB) is keep
     assert keep or report.page_cache_after_bytes < 64 * KIB
+
+
+def test_a_load_has_so_many_parts_and_no_more(
+    bring: Bring, loads: PartLoads, reports: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(standing, "PARTS_MAX", 3)
+    for _ in range(4):
+        bring(0)
+    assert [report.tensors for report in reports] == [9]
+    loads.close()
+    assert [report.tensors for report in reports] == [9, 3]
 
 
 def test_staging_is_given_back_to_whoever_needs_it(
