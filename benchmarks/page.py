@@ -156,6 +156,12 @@ KNOWN: Final[dict[str, Known]] = {
     "calls": Known(
         "Single calls of the safetensors face", "benchmarks/calls.py", "calls through the face", page_parts.calls
     ),
+    "calls-gpu": Known(
+        "Single calls of the safetensors face, onto a card",
+        "benchmarks/calls.py --device cuda:0 --output benchmarks/results/calls-gpu.json",
+        "calls through the face that bring tensors onto a card",
+        page_parts.calls,
+    ),
     "integrations": Known(
         "Under transformers, ExLlamaV2 and ExLlamaV3",
         "benchmarks/integrations.py --output benchmarks/results/integrations.json",
