@@ -53,11 +53,12 @@ class PartLoads:
         self._note = note
         self._lock = threading.RLock()
         self._standing: _Standing | None = None
+        self._reads = False
 
     def rows(self, description: Description, rows: Sequence[int], options: LoadOptions) -> list[tuple[str, Any]]:
         """Load the tensors of some rows; see :func:`~weightlift.loading.load_rows`."""
         with self._lock:
-            if not _stands_alone(options) and carry(description, rows) is None:
+            if not self._reads and not _stands_alone(options) and carry(description, rows) is None:
                 where = Destinations(description, rows, options)
                 if where.accesses and not where.staging_reason and not where.has_host_memory:
                     target, wanted = where.target(rows), where.device_bytes(rows)
@@ -93,7 +94,7 @@ class PartLoads:
         """
         with self._lock:
             devices = {access.device for access in accesses}
-            if not _stands_alone(options) and set(target.device.split(", ")) == devices:
+            if not self._reads and not _stands_alone(options) and set(target.device.split(", ")) == devices:
                 self._stand(description, rows, options, target, accesses)
                 return
             self.close()
@@ -117,16 +118,24 @@ class PartLoads:
             self.close()
             standing = self._standing = _Standing(description, options, accesses)
             device_staging.hold(self)
+        self._reads = True
         try:
             with explaining_device_memory(lambda: standing.weigh(device_bytes)):
                 return standing.read(description, rows, target)
         except BaseException:
             self._standing = None
             raise
+        finally:
+            self._reads = False
 
     def close(self) -> None:
-        """End the load that stands, if one does, and tell of it; what it brought stays."""
+        """End the load that stands, if one does, and tell of it; what it brought stays.
+
+        Not while it reads, should the program do this when its progress callback is called.
+        """
         with self._lock:
+            if self._reads:
+                return
             standing, self._standing = self._standing, None
             report = standing.finish() if standing is not None else None
             if report is not None:

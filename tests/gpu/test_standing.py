@@ -212,6 +212,26 @@ def test_staging_is_given_back_to_whoever_needs_it(
     assert found["1.a"].shape == (64, 257)
 
 
+def test_a_program_that_is_called_back_cannot_end_what_reads(
+    bring: Bring, loads: PartLoads, reports: list[Any]
+) -> None:
+    released, nested = list[int](), list[Any]()
+
+    def progress(*_: int) -> None:
+        released.append(wl.release_pinned_memory())
+        loads.close()
+        nested.append(bring(3))
+
+    for layer in range(2):
+        assert bring(layer, progress=progress)[f"{layer}.a"].shape == (64, 257)
+    assert released
+    assert not any(released)
+    # What it loads itself meanwhile stands alone.
+    assert [report.tensors for report in reports] == [3] * len(nested)
+    loads.close()
+    assert reports[-1].tensors == 6
+
+
 def test_staging_in_use_is_kept(
     bring: Bring, loads: PartLoads, devices: FakeDevices, reports: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
