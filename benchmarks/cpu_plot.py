@@ -6,12 +6,11 @@ scale of its own. Mapped tensors out of the page cache, for which nothing is cop
 
 from __future__ import annotations
 
-import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import readme_table
+from plot_command import plot
 
 from weightlift.reports.bench_chart import speed_axis
 from weightlift.reports.drawing import Box, Picture, Stroke, Words, as_svg
@@ -131,14 +130,7 @@ def _panel(panel: Panel, top: float) -> Iterator[Shape]:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--results", type=Path, default=RESULTS, help="what cpu.py wrote")
-    parser.add_argument("--output", type=Path, default=PICTURE, help="where the picture goes")
-    chosen = parser.parse_args()
-    results = json.loads(chosen.results.read_text(encoding="utf-8"))
-    chosen.output.parent.mkdir(parents=True, exist_ok=True)
-    chosen.output.write_text(as_svg(draw(results)), encoding="utf-8")
-    print(chosen.output)
+    plot((__doc__ or "").splitlines()[0], "cpu.py", RESULTS, PICTURE, lambda results: as_svg(draw(results)))
 
 
 if __name__ == "__main__":

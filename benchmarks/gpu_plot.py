@@ -7,11 +7,11 @@ Beside it ``cards.svg``, where several cards were measured: speeds onto one and 
 
 from __future__ import annotations
 
-import argparse
 import html
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from plot_command import plot
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -138,20 +138,18 @@ def machines(sections: Sequence[Mapping[str, Any]]) -> str:
     return f"{gpus}, {' or '.join(map(str, counts))} processors, {max(one['date'] for one in taken)[:10]}"
 
 
+def draw_worst(results: Mapping[str, Any]) -> str:
+    """The picture of the worst fractions, with the machines that they are of."""
+    sections = [section for section in results.values() if isinstance(section, dict) and "taken" in section]
+    return draw(results["worst"], f"{machines(sections)}; each loader at its best setting")
+
+
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--results", type=Path, default=RESULTS, help="what gpu.py wrote")
-    parser.add_argument("--output", type=Path, default=PICTURE, help="where the picture goes")
-    chosen = parser.parse_args()
-    results = json.loads(chosen.results.read_text())
-    sections = [section for section in results.values() if isinstance(section, dict) and "taken" in section]
-    chosen.output.parent.mkdir(parents=True, exist_ok=True)
-    chosen.output.write_text(draw(results["worst"], f"{machines(sections)}; each loader at its best setting"))
-    print(chosen.output)
+    results, picture_path = plot((__doc__ or "").splitlines()[0], "gpu.py", RESULTS, PICTURE, draw_worst)
     cards = results.get("cards")
     if cards and (picture := draw_cards(cards["cases"], len(cards["taken"]["gpus"]), machines([cards]))):
-        beside = chosen.output.with_name("cards.svg")
+        beside = picture_path.with_name("cards.svg")
         beside.write_text(picture)
         print(beside)
 

@@ -6,13 +6,13 @@ throughput, below the peak of anonymous memory beside the tensors. It knows noth
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import html
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+
+from plot_command import plot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -364,14 +364,7 @@ def below(column: Column, quantities: Sequence[int], across: Axis, y: float) -> 
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--results", type=Path, default=RESULTS, help="what scaling.py wrote")
-    parser.add_argument("--output", type=Path, default=PICTURE, help="where the picture goes")
-    chosen = parser.parse_args()
-    results = json.loads(chosen.results.read_text(encoding="utf-8"))
-    chosen.output.parent.mkdir(parents=True, exist_ok=True)
-    chosen.output.write_text(draw(results), encoding="utf-8")
-    print(chosen.output)
+    plot((__doc__ or "").splitlines()[0], "scaling.py", RESULTS, PICTURE, draw)
 
 
 if __name__ == "__main__":
