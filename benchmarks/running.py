@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import harness
@@ -20,7 +21,7 @@ from claims import Run
 from harness import Case
 
 from weightlift.bench.cache_states import StateNotReached
-from weightlift.bench.process import START_SECONDS, Worker, WorkerFailure
+from weightlift.bench.process import Worker, WorkerFailure, start_together
 from weightlift.bench.rounds import turns
 from weightlift.errors import WeightliftError
 from weightlift.health.cache.evict import evict
@@ -45,7 +46,7 @@ FAILURES = (
 """What ends a run and not the benchmark."""
 
 Turn = tuple[int, Case]
-Started = Worker | str
+Started = Worker | Exception
 """A worker that is ready, or what went wrong."""
 
 Measure = Callable[[Case, Worker, bool], Run]
@@ -108,26 +109,16 @@ def once(case: Case) -> Run:
 def _started(group: Sequence[Turn]) -> Iterator[Mapping[tuple[int, str], Started]]:
     """A worker for every case in every round, with its devices in use, started side by side."""
     with contextlib.ExitStack() as stack:
-        workers: dict[tuple[int, str], Started] = {}
-        for number, case in group:
-            if not case.contestant.command:
-                try:
-                    workers[number, case.name] = stack.enter_context(harness.start(case))
-                except FAILURES as error:
-                    workers[number, case.name] = error_text(error)
-        for turn, worker in workers.items():
-            if isinstance(worker, Worker):
-                try:
-                    worker.hear("ready", START_SECONDS)
-                except FAILURES as error:
-                    workers[turn] = error_text(error)
-        yield workers
+        makers = {
+            (number, case.name): partial(harness.start, case) for number, case in group if not case.contestant.command
+        }
+        yield start_together(makers, stack, FAILURES)
 
 
 def _measure(case: Case, worker: Started | None, check_all: bool, using: Measure) -> Run:
     """One run. A state that was not reached is tried again: nothing ran yet, and kernels take pages back meanwhile."""
-    if isinstance(worker, str):
-        return {"error": worker}
+    if isinstance(worker, Exception):
+        return {"error": error_text(worker)}
     with worker or contextlib.nullcontext(), _busy_process(case.beside == "process"):
         for left in reversed(range(STATE_ATTEMPTS)):
             try:

@@ -14,10 +14,12 @@ import sys
 import tempfile
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+Key = TypeVar("Key")
 
 SAMPLE_SECONDS: Final = 0.005
 _WAIT_SECONDS: Final = 0.1
@@ -167,6 +169,34 @@ class Worker:
         code = self._process.returncode
         killed = " (ended by the kernel for want of memory?)" if code == -9 else ""
         return f"it ended with code {code}{killed}" + (f": {words}" if words else "")
+
+
+def start_together(
+    makers: Mapping[Key, Callable[[], Worker]], stack: contextlib.ExitStack, failures: tuple[type[Exception], ...]
+) -> dict[Key, Worker | Exception]:
+    """Start workers side by side; they then wait for what they are to do.
+
+    Args:
+        makers: start one each, by what it is for.
+        stack: ends them.
+        failures: what a worker may fail with.
+
+    Returns:
+        By what it is for, a worker that is ready, or what went wrong with it.
+    """
+    started: dict[Key, Worker | Exception] = {}
+    for key, make in makers.items():
+        try:
+            started[key] = stack.enter_context(make())
+        except failures as err:
+            started[key] = err
+    for key, worker in started.items():
+        if isinstance(worker, Worker):
+            try:
+                worker.hear("ready", START_SECONDS)
+            except failures as err:
+                started[key] = err
+    return started
 
 
 def load_seconds(nbytes: int) -> float:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from weightlift.bench.backed_memory import back_memory
@@ -20,10 +21,10 @@ from weightlift.bench.memory import MemoryWatch
 from weightlift.bench.process import (
     CHECK_SECONDS,
     SAMPLE_SECONDS,
-    START_SECONDS,
     Worker,
     WorkerFailure,
     load_seconds,
+    start_together,
 )
 from weightlift.bench.results import Run
 from weightlift.bench.samples import sample_parts
@@ -210,19 +211,8 @@ class Rounds:
 
     def _start(self, contestants: Sequence[Contestant], stack: contextlib.ExitStack) -> dict[str, Worker | Exception]:
         """Workers that wait for their load, by contestant, or what went wrong with them."""
-        started: dict[str, Worker | Exception] = {}
-        for one in contestants:
-            try:
-                started[one.name] = stack.enter_context(Worker(self._request(one), one.environment))
-            except OSError as err:
-                started[one.name] = err
-        for name, worker in started.items():
-            if isinstance(worker, Worker):
-                try:
-                    worker.hear("ready", START_SECONDS)
-                except WorkerFailure as err:
-                    started[name] = err
-        return started
+        makers = {one.name: partial(Worker, self._request(one), one.environment) for one in contestants}
+        return start_together(makers, stack, (OSError, WorkerFailure))
 
     def _request(self, contestant: Contestant) -> dict[str, Any]:
         return {
