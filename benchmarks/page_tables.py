@@ -11,6 +11,8 @@ import re
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Final
 
+from environment import names_only
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -201,8 +203,8 @@ def taken(record: Mapping[str, Any]) -> str:
 
 
 def command(words: Sequence[str]) -> str:
-    """A recorded command line as it is typed."""
-    shown = [f"benchmarks/{PurePath(words[0]).name}", *words[1:]]
+    """A command line as somebody else would type it: other machines have other folders."""
+    shown = [f"benchmarks/{PurePath(words[0]).name}", *names_only(words[1:])]
     return " ".join(["python", *(f"'{word}'" if re.search(r"[\s*?\[\\]", word) else word for word in shown)])
 
 

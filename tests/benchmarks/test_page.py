@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 TAKEN = {
     "date": "2026-01-02T03:04:05+00:00",
     "command": [
-        "cpu.py",
+        "/home/somebody/benchmarks/cpu.py",
         "--only",
         "paths",
         "--match",
         "*cold",
         "--folder",
-        "disk",
+        "/mnt/some/disk",
     ],
     "git": {"commit": "0123456789abcdef", "changed_files": 2},
     "processor": "a | processor",
@@ -123,6 +123,7 @@ def test_every_figure_names_its_machine_and_a_command_that_fits_other_machines(p
     assert "a \\| processor; 4 processors; 16.0 GB of memory; ext4; Linux 6.18." in text
     assert "torch 2.13.0; commit `0123456` with changes in 2 of its files." in text
     assert "Load average before it began: 9.5, so other work may have been under way." in text
+    assert "/home" not in text
 
 
 def test_no_result_names_the_folders_of_whoever_took_it() -> None:
