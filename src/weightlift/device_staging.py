@@ -47,16 +47,22 @@ def hold(holder: Holder) -> None:
     _holders[number] = weakref.ref(holder, lambda _: _holders.pop(number, None))
 
 
+def _pop_kept() -> DeviceStaging | None:
+    with _lock:
+        return _kept.pop() if _kept else None
+
+
 def _take_kept() -> DeviceStaging | None:
     """The pool that is kept, or one that is given back now."""
-    for found in (None, *_holders.values()):
-        holder = found() if found is not None else None
+    kept = _pop_kept()
+    for found in list(_holders.values()):
+        if kept is not None:
+            break
+        holder = found()
         if holder is not None:
             holder.give_back()
-        with _lock:
-            if _kept:
-                return _kept.pop()
-    return None
+            kept = _pop_kept()
+    return kept
 
 
 class DeviceStaging:

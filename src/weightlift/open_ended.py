@@ -27,7 +27,6 @@ class OpenTransfer(Transfer):
         self._total_bytes = total_bytes
         self.pool = self._size_staging((), open_ended=True)
         self._begin()
-        self._on_trial = self.cache
 
     def submit(self, target: Target) -> Sequence[Extent]:
         """Have the engine read what one more target wants; returns its extents."""
@@ -68,13 +67,9 @@ class OpenTransfer(Transfer):
         with self.aborting():
             wanted = target.prepare()
             before = self._counters()
-            if self.cache.keep:
-                self.cache = self._on_trial
             keeping = self._keep(wanted, target)
             self._hand_in_rest(self._plan(wanted, target, keep=keeping.keeps), target, keeping)
-            if target.makes_ahead:
-                self._making = target.finish()
-            self._serve(target)
+            self._land(target)
             tensors = self.tensors(target)
             self.shards.check_unchanged()
             self.drop(target)

@@ -127,9 +127,7 @@ class Transfer:
         with self.aborting():
             self._start(target)
             begin = self._lap("plan", begin)
-            if target.makes_ahead:
-                self._making = target.finish()
-            self._serve(target)
+            self._land(target)
             self.supervisor.sample(target.host_bytes)
             self._lap("read", begin)
 
@@ -261,6 +259,12 @@ class Transfer:
             recording.steps_begin = time.monotonic() - self.started
             self._engine.trace(recording.steps_max)
         self.supervisor.begin(self._engine, pool, self._total_bytes)
+
+    def _land(self, target: Target) -> None:
+        """Have all of a target land, and make its tensors meanwhile where that can be done."""
+        if target.makes_ahead:
+            self._making = target.finish()
+        self._serve(target)
 
     def _serve(self, target: Target) -> None:
         """Have everything that was submitted land."""

@@ -289,16 +289,20 @@ def _address_of(view: memoryview) -> int:
 
 def _judge_direct(shard: Shard, trial: storage.DirectTrial, answer: int | None) -> storage.DirectAccess:
     access = trial.judge(answer)
-    if access.offset_alignment <= PAGE_BYTES:
-        if access.supported:
-            if len(_tried) >= _TRIED_MAX:
-                _tried.clear()
-            _tried[shard.identity] = access
-        return access
-    # Slots and regions leave a page of room around what is read, no more.
-    trial.close()
-    reason = f"it wants direct reads aligned to {access.offset_alignment} bytes, more than the {PAGE_BYTES} used"
-    return replace(access, supported=False, reason=reason)
+    if access.offset_alignment > PAGE_BYTES:
+        # Slots and regions leave a page of room around what is read, no more.
+        trial.close()
+        reason = f"it wants direct reads aligned to {access.offset_alignment} bytes, more than the {PAGE_BYTES} used"
+        return replace(access, supported=False, reason=reason)
+    if access.supported:
+        _remember(shard, access)
+    return access
+
+
+def _remember(shard: Shard, access: storage.DirectAccess) -> None:
+    if len(_tried) >= _TRIED_MAX:
+        _tried.clear()
+    _tried[shard.identity] = access
 
 
 def _open_file(path: Path) -> int:
