@@ -132,7 +132,7 @@ def create(torch: Any, devices: Sequence[str], options: Mapping[str, Any]) -> Fi
     count, nbytes = int(options["count"]), max(32, int(options["nbytes"]) // 32 * 32)
     slab = torch.empty(count * nbytes, dtype=torch.uint8, device=devices[0])
     points: list[dict[str, Any]] = []
-    for way in (_slices, _strided, _split, _capsules, _interface):
+    for way in (_slices, _strided, _split, _divided, _capsules, _interface):
         seconds = []
         for _ in range(REPEATS):
             start = time.perf_counter()
@@ -168,6 +168,13 @@ def _split(torch: Any, slab: Any, nbytes: int) -> list[Any] | None:
     """One call that cuts everything, then the shapes."""
     shape = (2, nbytes // 4)
     return [part.view(shape) for part in slab.view(torch.bfloat16).split(nbytes // 2)]
+
+
+def _divided(torch: Any, slab: Any, nbytes: int) -> list[Any] | None:
+    """One call that cuts and shapes everything, as gradients that were sent together are divided."""
+    typed = slab.view(torch.bfloat16)
+    like = torch.empty(()).expand(2, nbytes // 4)
+    return list(torch._utils._unflatten_dense_tensors(typed, [like] * (len(slab) // nbytes)))  # noqa: SLF001
 
 
 class _Tensor(ctypes.Structure):

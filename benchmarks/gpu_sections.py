@@ -149,7 +149,7 @@ class Draft:
     def create(self, checkpoint: Checkpoint) -> str:
         """The making of as many tensors."""
         options = {"count": checkpoint.tensors, "nbytes": checkpoint.tensor_bytes // checkpoint.tensors}
-        return self._ceiling("making the tensors", "ceiling_create", options)
+        return self._ceiling(f"making {checkpoint.tensors:,} tensors", "ceiling_create", options)
 
     def _ceiling(self, name: str, adapter: str, options: Mapping[str, Any], **rest: Any) -> str:
         contestant = Contestant(adapter=adapter, options=options, delivers=False)
@@ -292,7 +292,7 @@ def shapes(context: Context) -> Section:
         own = draft.ours(f"weightlift, {shape}", loader="weightlift", checkpoint=checkpoint, loads=2)
         some = draft.peers(shape, only=lambda loader: loader.name in quick, checkpoint=checkpoint)
         names[shape] = [own, *some]
-    made = draft.create(context.checkpoints["small"])
+    made = {shape: draft.create(context.checkpoints[shape]) for shape in names}
     others = draft.peers("EXL2", only=lambda loader: loader.name in quick)
     ratios = [
         Ratio(name="EXL2, over llama, first load", over=(quantised,), under=(llama,), at_least=0.85),
@@ -303,8 +303,8 @@ def shapes(context: Context) -> Section:
         ),
     ]
     ceilings = [
-        Ceiling((link,), (quantised, *others, *names["many"])),
-        Ceiling((link,), tuple(names["small"]), create=made),
+        Ceiling((link,), (quantised, *others)),
+        *(Ceiling((link,), tuple(some), create=made[shape]) for shape, some in names.items()),
     ]
     return draft.done(ratios, (), ceilings)
 

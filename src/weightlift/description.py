@@ -10,16 +10,24 @@ Format readers build a description; the planner, the public face and the command
 from __future__ import annotations
 
 import sys
+from array import array
 from bisect import bisect_right
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from array import array
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from weightlift.dtypes import DType
+
+
+def picked(column: array[int], rows: Sequence[int]) -> Sequence[int]:
+    """What a column says of some rows; all at once where they are neighbours, as most loads take all there are."""
+    if isinstance(rows, range) and rows.step == 1:
+        return column[rows.start : rows.stop]
+    return [column[row] for row in rows]
 
 
 class TensorInfo(NamedTuple):
@@ -172,6 +180,21 @@ class Description:
         start = self.dim_ends[row - 1] if row else 0
         return tuple(self.dims[start : self.dim_ends[row]])
 
+    def shapes(self, rows: range) -> list[tuple[int, ...]]:
+        """The logical shapes of neighbouring rows, in a fraction of the time that :meth:`shape` of each takes.
+
+        Args:
+            rows: at least one, rising without a gap.
+        """
+        start = self.dim_ends[rows[0] - 1] if rows[0] else 0
+        ends = self.dim_ends[rows[0] : rows[-1] + 1]
+        rank = ends[0] - start
+        dims = self.dims[start : ends[-1]].tolist()
+        if rank and ends == array(ends.typecode, range(start + rank, start + rank * len(rows) + 1, rank)):
+            return list(zip(*[iter(dims)] * rank, strict=True))
+        places = [0, *(end - start for end in ends)]
+        return [tuple(dims[first:end]) for first, end in pairwise(places)]
+
     def dtype(self, row: int) -> DType:
         """The data type of the tensor in ``row``."""
         return self.dtypes[self.dtype_codes[row]]
@@ -215,7 +238,7 @@ class Description:
 
     def bytes_of(self, rows: Sequence[int]) -> int:
         """Bytes of the tensors in some rows together."""
-        return sum(map(self.lengths.__getitem__, rows))
+        return sum(picked(self.lengths, rows))
 
     @property
     def nbytes(self) -> int:

@@ -191,9 +191,8 @@ class Destinations:
     def device_bytes(self, rows: Sequence[int]) -> dict[str, int]:
         """What the tensors take on each device that is not the CPU, by its name, converted where that is wanted."""
         totals: dict[str, int] = {}
-        lengths = self._description.lengths
         if self._device_of is None and self._options.dtype is None and self.dequantizer is None:
-            totals[self._names[0]] = sum(map(lengths.__getitem__, rows))
+            totals[self._names[0]] = self._description.bytes_of(rows)
         else:
             for row in rows:
                 name = self._names[0] if self._device_of is None else self._device_of[row]

@@ -11,6 +11,7 @@ from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from weightlift.description import picked
 from weightlift.layout import lay_out
 from weightlift.operations import COPY_FIELDS, CopyTable
 from weightlift.units import MIB, align_up
@@ -75,6 +76,7 @@ class _Builder:
 
     def __init__(self, description: Description, layout: Layout) -> None:
         self.description, self.layout = description, layout
+        self.lengths = picked(description.lengths, layout.rows)
         self.sizes: list[int] = []
         self.rows: list[int] = []
         self.entries: list[list[int]] = []
@@ -121,9 +123,12 @@ class _Builder:
         self._span_first = len(self.entry_blocks)
         return self._span_first
 
-    def tensor(self, index: int, block: int, place: int) -> None:
-        """Where one selected tensor lies."""
-        self.block_of[index], self.offset_of[index] = block, place
+    def tensors(self, group: Group, block: int, moved: int) -> None:
+        """Where the selected tensors of a group lie: so far from their places in the region, in a block."""
+        members = slice(group.first, group.end)
+        placed = list(zip(self.lengths[members], self.layout.places[members], strict=True))
+        self.block_of[members] = array("q", [block if length else -1 for length, _ in placed])
+        self.offset_of[members] = array("Q", [place + moved if length else 0 for length, place in placed])
 
 
 def lay_out_on_device(description: Description, rows: Sequence[int]) -> DeviceLayout:
@@ -156,20 +161,20 @@ def lay_out_on_device(description: Description, rows: Sequence[int]) -> DeviceLa
 
 def _place(builder: _Builder, span: Span, group: Group) -> None:
     description, layout = builder.description, builder.layout
-    members = [index for index in range(group.first, group.end) if description.lengths[layout.rows[index]]]
-    first = members[0]
-    alone = len(members) == 1 and group.length >= LARGE_BYTES
+    lengths = builder.lengths
+    first = next(index for index in range(group.first, group.end) if lengths[index])
+    alone = lengths[first] == group.length >= LARGE_BYTES
     if alone:
         block, place = builder.own(group.length, layout.rows[first]), 0
     else:
         # The same residue as in the region, for which the layout chose places that suit every data type.
         block, place = builder.shared(group.length, group.place % ALIGNMENT)
-    for index in members:
-        builder.tensor(index, block, place + layout.places[index] - group.place)
+    builder.tensors(group, block, place - group.place)
     if span.packed:
-        for index in members:
-            row = layout.rows[index]
-            builder.extend(description.offsets[row], description.lengths[row], block, builder.offset_of[index])
+        for index in range(group.first, group.end):
+            if lengths[index]:
+                offset = description.offsets[layout.rows[index]]
+                builder.extend(offset, lengths[index], block, builder.offset_of[index])
     else:
         builder.entry(description.offsets[layout.rows[first]], group.length, block, place)
 

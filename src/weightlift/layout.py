@@ -14,6 +14,7 @@ from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from weightlift.description import picked
 from weightlift.operations import make_copy_table
 from weightlift.units import KIB, MIB, PAGE_BYTES, align_up
 
@@ -123,51 +124,46 @@ def lay_out(
         slab_bytes: most bytes of a group of smaller ones.
     """
     places = array("Q", bytes(8 * len(rows)))
+    lengths, offsets = picked(description.lengths, rows), picked(description.offsets, rows)
     spans: list[Span] = []
     cursor = 0
     for run in _merged_short_runs(list(_runs(description, rows))):
         if run.shift < 0:
-            cursor = _pack(description, rows, run, cursor, places)
+            cursor = _pack(lengths, run, cursor, places)
             spans.append(Span(run.shard, run.offset, run.length, 0, False, run.first, run.end, packed=True))
             continue
         # Pages of its own on both sides, so that reading whole blocks around the span hits nobody else's bytes.
         place = align_up(cursor, PAGE_BYTES) + (run.offset + run.shift) % PAGE_BYTES
-        for index in range(run.first, run.end):
-            # Tensors without bytes may lie anywhere, even in the next shard.
-            if description.lengths[rows[index]]:
-                places[index] = place + description.offsets[rows[index]] - run.offset
+        members, moved = slice(run.first, run.end), place - run.offset
+        # Tensors without bytes may lie anywhere, even in the next shard.
+        placed = zip(offsets[members], lengths[members], strict=True)
+        places[members] = array("Q", [offset + moved if length else 0 for offset, length in placed])
         cursor = align_up(place + run.length, PAGE_BYTES)
         spans.append(Span(run.shard, run.offset, run.length, place, run.shift == 0, run.first, run.end, packed=False))
-    groups = tuple(_groups(description, rows, spans, places, (large_bytes, slab_bytes)))
+    groups = tuple(_groups(lengths, spans, places, (large_bytes, slab_bytes)))
     return Layout(rows, places, tuple(spans), groups, align_up(cursor, PAGE_BYTES))
 
 
 def _runs(description: Description, rows: Sequence[int]) -> Iterator[_Run]:
     """Maximal sequences of tensors that touch in the file and that one shift aligns."""
-    offsets, lengths, shard_indexes, codes = (
-        description.offsets,
-        description.lengths,
-        description.shard_indexes,
-        description.dtype_codes,
-    )
+    columns = (description.offsets, description.lengths, description.shard_indexes, description.dtype_codes)
     alignments = [dtype.alignment for dtype in description.dtypes]
     shard, first, begin, end, shift = -1, 0, 0, 0, 0
-    for index, row in enumerate(rows):
-        length = lengths[row]
+    tensors = zip(*(picked(column, rows) for column in columns), strict=True)
+    for index, (offset, length, found_in, code) in enumerate(tensors):
         if length == 0:
             continue
-        offset = offsets[row]
-        same_shard = shard_indexes[row] == shard
-        if same_shard and offset == end and (offset + shift) % alignments[codes[row]] == 0:
+        same_shard = found_in == shard
+        if same_shard and offset == end and (offset + shift) % alignments[code] == 0:
             end = offset + length
             continue
         if end > begin:
             yield _Run(shard, first, index, begin, end - begin, shift)
         if not same_shard:
-            shard = shard_indexes[row]
+            shard = found_in
             # An unpadded header shifts every tensor of the file alike.
             shift = -description.shards[shard].data_offset % _RESIDUES
-        if (offset + shift) % alignments[codes[row]]:
+        if (offset + shift) % alignments[code]:
             shift = -offset % _RESIDUES
         first, begin, end = index, offset, offset + length
     if end > begin:
@@ -198,9 +194,8 @@ def _merged_short_runs(runs: list[_Run]) -> Iterator[_Run]:
         yield pending
 
 
-def _pack(description: Description, rows: Sequence[int], run: _Run, cursor: int, places: array[int]) -> int:
-    for index in range(run.first, run.end):
-        length = description.lengths[rows[index]]
+def _pack(lengths: Sequence[int], run: _Run, cursor: int, places: array[int]) -> int:
+    for index, length in enumerate(lengths[run.first : run.end], run.first):
         if length:
             cursor = align_up(cursor, _PACKED_ALIGNMENT)
             places[index] = cursor
@@ -209,24 +204,23 @@ def _pack(description: Description, rows: Sequence[int], run: _Run, cursor: int,
 
 
 def _groups(
-    description: Description, rows: Sequence[int], spans: Sequence[Span], places: array[int], sizes: tuple[int, int]
+    lengths: Sequence[int], spans: Sequence[Span], places: array[int], sizes: tuple[int, int]
 ) -> Iterator[Group]:
-    lengths = description.lengths
     large_bytes, slab_bytes = sizes
     for span in spans:
         first = -1
         begin = end = 0
-        for index in range(span.first, span.end):
-            length = lengths[rows[index]]
+        members = slice(span.first, span.end)
+        for index, (length, place) in enumerate(zip(lengths[members], places[members], strict=True), span.first):
             if length == 0:
                 continue
             large = length >= large_bytes
-            if first >= 0 and (large or places[index] + length - begin > slab_bytes):
+            if first >= 0 and (large or place + length - begin > slab_bytes):
                 yield Group(first, index, begin, end - begin)
                 first = -1
             if first < 0:
-                first, begin = index, places[index]
-            end = places[index] + length
+                first, begin = index, place
+            end = place + length
             if large:
                 yield Group(first, index + 1, begin, end - begin)
                 first = -1

@@ -10,6 +10,7 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, Any, Final
 
+from weightlift.collector import collector_resting
 from weightlift.device_staging import StagingLoan
 from weightlift.engines.choice import make_engine
 from weightlift.engines.probing import run_probes
@@ -134,7 +135,8 @@ class Transfer:
     def tensors(self, target: Target) -> list[tuple[str, Any]]:
         """The tensors of a target whose bytes have all landed, by name and in file order."""
         made, self._made = self._made, []
-        return made + list(self._making if target.makes_ahead else target.finish())
+        with collector_resting(len(self._description)):
+            return made + list(self._making if target.makes_ahead else target.finish())
 
     @contextlib.contextmanager
     def aborting(self) -> Iterator[None]:
@@ -281,10 +283,11 @@ class Transfer:
     def _make_some(self) -> bool:
         """Make tensors for a moment while bytes move; false once there are no more to be made."""
         until = time.monotonic() + _MAKING_SECONDS
-        for item in self._making:
-            self._made.append(item)
-            if time.monotonic() > until:
-                return True
+        with collector_resting(len(self._description)):
+            for item in self._making:
+                self._made.append(item)
+                if time.monotonic() > until:
+                    return True
         return False
 
     def _fail(self, failure: Failure) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from weightlift.targets.device_memory import MANY, QuickViews, TorchMemory, quick_tensors
+from weightlift.targets.device_memory import MANY, QuickTensors, QuickViews, TorchMemory, quick_tensors
 
 TYPES = [
     torch.uint8,
@@ -152,3 +152,42 @@ def test_one_large_piece_is_asked_for_where_it_is_new(
     monkeypatch.setattr(quick, "empty", lambda _dtype, shape, *_: asked.append(shape[0]))
     memory.expect(256 << 20)
     assert [nbytes >> 20 << 20 for nbytes in asked] == [nbytes + (1 << 20) for nbytes in expected]
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_codes_of_data_types(dtype: Any) -> None:
+    quick = QuickTensors(torch)
+    assert quick._code(dtype) == quick._code_of_sample(dtype)
+
+
+def test_a_torch_without_a_code_is_asked_by_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = QuickTensors(torch)
+    monkeypatch.setattr(quick, "_library", object())
+    assert quick.empty(torch.bfloat16, (3,), 0, 0).dtype == torch.bfloat16
+
+
+def no_such_thing(*_: Any) -> Any:
+    raise RuntimeError("not implemented for this device")
+
+
+@pytest.mark.parametrize(
+    "divide",
+    [lambda flat, like: [flat[: one.numel()].view(one.shape) for one in like], no_such_thing],
+    ids=["all at the beginning", "refused"],
+)
+def test_a_torch_that_divides_otherwise_is_not_made_to(monkeypatch: pytest.MonkeyPatch, divide: Any) -> None:
+    quick = QuickTensors(torch)
+    monkeypatch.setattr(quick, "_divide", divide)
+    slab = quick.empty(torch.uint8, (2 * MANY,), 0, 0)
+    slab.copy_(torch.arange(2 * MANY))
+    made = QuickViews(quick, slab).tensors(0, torch.uint8, [(2,)] * MANY)
+    assert not quick.divides
+    assert torch.equal(torch.cat(list(made)), slab)
+
+
+def test_few_tensors_need_no_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = QuickTensors(torch)
+    monkeypatch.setattr(quick, "_divides_a_sample", no_such_thing)
+    made = QuickViews(quick, quick.empty(torch.uint8, (64,), 0, 0)).tensors(0, torch.uint8, [(2,)] * (MANY - 1))
+    assert len(made) == MANY - 1
+    assert quick._divides is None

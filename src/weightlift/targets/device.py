@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from weightlift.description import Description
+    from weightlift.dtypes import DType
     from weightlift.host.gpu import GpuRuntime
     from weightlift.operations import ChunkReady, Extent
     from weightlift.targets.device_memory import DeviceMemory
@@ -175,9 +176,15 @@ class DeviceTarget:
                 shape = stored_shape(dtype, description.shape(row))
                 yield names[row], views.tensor(layout.offset_of[first], kinds[code], shape)
                 continue
-            shapes = [stored_shape(dtype, description.shape(row)) for row in rows[first:end]]
-            made = views.tensors(layout.offset_of[first], kinds[code], shapes)
+            made = views.tensors(layout.offset_of[first], kinds[code], self._shapes(first, end, dtype))
             yield from zip(map(names.__getitem__, rows[first:end]), made, strict=True)
+
+    def _shapes(self, first: int, end: int, dtype: DType) -> Sequence[tuple[int, ...]]:
+        """The shapes of the framework's tensors for some that follow each other and have one data type."""
+        rows, description = self._layout.layout.rows[first:end], self._description
+        if isinstance(rows, range) and rows.step == 1 and dtype.block_elements == 1:
+            return description.shapes(rows)
+        return [stored_shape(dtype, description.shape(row)) for row in rows]
 
     def _run_end(self, first: int) -> int:
         """Index behind the tensors of one data type that follow each other in a slab without a gap."""

@@ -182,11 +182,13 @@ class QuickTensors:
     def __init__(self, torch: Any) -> None:
         library = ctypes.PyDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
         self._torch = torch
+        self._library = library
         self._types: dict[Any, int] = {}
         exchange = torch._C._aoti  # noqa: SLF001 - the only way between handles and Python's tensors
         self._to_handle: Callable[[Any], Any] = exchange.unsafe_alloc_void_ptr_from_tensor
         self._to_tensor: Callable[[Any], Any] = exchange.alloc_tensor_by_stealing_from_void_ptr
         self._divide: Callable[[Any, list[Any]], Sequence[Any]] = torch._C._nn.unflatten_dense_tensors  # noqa: SLF001
+        self._divides: bool | None = None
         self._empty, self._reinterpret = library.aoti_torch_empty_strided, library.aoti_torch__reinterpret_tensor
         self._delete, self._dtype_of = library.aoti_torch_delete_tensor_object, library.aoti_torch_get_dtype
         for name in ("aoti_torch_view_dtype", "aoti_torch_cpu_view_dtype"):
@@ -238,8 +240,28 @@ class QuickTensors:
         self._check(self._reinterpret(typed, count, sizes, strides, first, ctypes.byref(made)))
         return self._tensor(made)
 
+    @property
+    def divides(self) -> bool:
+        """Whether :meth:`divide` does what is expected of it on a sample, which is tried when somebody first asks.
+
+        Trying releases the interpreter lock a dozen times, which few loads need.
+        """
+        if self._divides is None:
+            try:
+                self._divides = self._divides_a_sample()
+            except (AttributeError, RuntimeError, TypeError):
+                self._divides = False
+        return self._divides
+
+    def _divides_a_sample(self) -> bool:
+        flat = self._torch.empty(6, dtype=self._torch.bfloat16)
+        _, second = self.divide(flat, [(2,), (2, 2)])
+        (elsewhere,) = self.divide(self._torch.empty(4, device="meta"), [(2, 2)])
+        whole = second.data_ptr() == flat.data_ptr() + 4 and tuple(second.shape) == (2, 2)
+        return whole and second._base is None and elsewhere.device.type == "meta"  # noqa: SLF001
+
     def divide(self, flat: Any, shapes: Sequence[tuple[int, ...]]) -> Sequence[Any]:
-        """Contiguous tensors of some shapes over a flat one that they fill, made in one call.
+        """Contiguous tensors of some shapes over a flat one that they fill, made in one call, where it :attr:`divides`.
 
         That call releases the interpreter lock, once, and takes a third of the time of as many :meth:`part`.
         """
@@ -271,11 +293,16 @@ class QuickTensors:
     def _code(self, dtype: Any) -> int:
         code = self._types.get(dtype)
         if code is None:
-            handle, found = self._handle(self._torch.empty(0, dtype=dtype)), ctypes.c_int32()
-            self._check(self._dtype_of(handle, ctypes.byref(found)))
-            self._delete(handle)
-            code = self._types[dtype] = found.value
+            name = "aoti_torch_dtype_" + str(dtype).removeprefix("torch.")
+            code = getattr(self._library, name)() if hasattr(self._library, name) else self._code_of_sample(dtype)
+            self._types[dtype] = code
         return code
+
+    def _code_of_sample(self, dtype: Any) -> int:
+        handle, found = self._handle(self._torch.empty(0, dtype=dtype)), ctypes.c_int32()
+        self._check(self._dtype_of(handle, ctypes.byref(found)))
+        self._delete(handle)
+        return found.value
 
     @staticmethod
     def _check(error: int) -> None:
@@ -305,7 +332,7 @@ class QuickViews:
 
     def tensors(self, offset: int, dtype: Any, shapes: Sequence[tuple[int, ...]]) -> Sequence[Any]:
         """See :class:`Views`."""
-        if len(shapes) < MANY * len(set(shapes)):
+        if len(shapes) < MANY * len(set(shapes)) or not self._quick.divides:
             return _one_by_one(self, offset, dtype, shapes)
         return self._quick.divide(self.tensor(offset, dtype, (sum(map(math.prod, shapes)),)), shapes)
 
@@ -339,11 +366,8 @@ def _tried(torch: Any) -> QuickTensors | None:
         quick = QuickTensors(torch)
         slab = quick.empty(torch.uint8, (64,), _DEVICE_TYPES["cpu"], 0)
         part = QuickViews(quick, slab).tensor(16, torch.bfloat16, (2, 3))
-        _, second = quick.divide(part.reshape(-1), [(2,), (2, 2)])
-        (elsewhere,) = quick.divide(torch.empty(4, device="meta"), [(2, 2)])
     except (AttributeError, OSError, RuntimeError, TypeError):
         return None
     fits = part.dtype == torch.bfloat16 and tuple(part.shape) == (2, 3) and part.is_contiguous()
     same = part.data_ptr() == slab.data_ptr() + 16 and part.untyped_storage().data_ptr() == slab.data_ptr()
-    divided = second.data_ptr() == part.data_ptr() + 4 and tuple(second.shape) == (2, 2) and second._base is None  # noqa: SLF001
-    return quick if fits and same and divided and elsewhere.device.type == "meta" else None
+    return quick if fits and same else None

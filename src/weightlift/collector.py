@@ -1,0 +1,57 @@
+"""Python's cyclic garbage collector, kept still while very many tensors are made.
+
+It goes through everything that is new each time some hundreds of objects were made, and through everything there is
+now and then; none of these tensors can be garbage, and for hundreds of thousands that takes longer than making them
+(the interpreter's own documentation of :mod:`gc` names this case). Memory whose last reference goes is freed as ever.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import threading
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MANY: Final = 4096
+"""Objects from which on it is worth it."""
+
+_lock = threading.Lock()
+_resting = 0
+_was_enabled = False
+
+
+@contextlib.contextmanager
+def collector_resting(objects: int) -> Iterator[None]:
+    """Have the garbage collector rest inside the block if so many objects are about to be made.
+
+    It is one for the whole process: several threads may be inside at once, and the last to leave has it go on, unless
+    the program had switched it off.
+    """
+    if objects < MANY:
+        yield
+        return
+    _begin()
+    try:
+        yield
+    finally:
+        _end()
+
+
+def _begin() -> None:
+    global _resting, _was_enabled  # noqa: PLW0603 - there is one collector
+    with _lock:
+        if _resting == 0:
+            _was_enabled = gc.isenabled()
+            gc.disable()
+        _resting += 1
+
+
+def _end() -> None:
+    global _resting  # noqa: PLW0603
+    with _lock:
+        _resting -= 1
+        if _resting == 0 and _was_enabled:
+            gc.enable()

@@ -1,0 +1,85 @@
+"""The garbage collector rests while very many tensors are made, and only then."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+import weightlift as wl
+from weightlift.collector import MANY, collector_resting
+from weightlift.testing import TensorSpec, write_checkpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture(autouse=True)
+def as_it_was() -> Iterator[None]:
+    yield
+    gc.enable()
+
+
+def test_it_rests_inside_and_goes_on_behind() -> None:
+    with collector_resting(MANY):
+        assert not gc.isenabled()
+        with collector_resting(MANY):
+            assert not gc.isenabled()
+        assert not gc.isenabled()
+    assert gc.isenabled()
+
+
+def test_few_objects_are_not_worth_it() -> None:
+    with collector_resting(MANY - 1):
+        assert gc.isenabled()
+
+
+def test_it_goes_on_after_an_error() -> None:
+    with pytest.raises(ZeroDivisionError), collector_resting(MANY):
+        1 / 0  # noqa: B018 - any error
+    assert gc.isenabled()
+
+
+def test_a_program_that_switched_it_off_finds_it_off() -> None:
+    gc.disable()
+    with collector_resting(MANY):
+        pass
+    assert not gc.isenabled()
+
+
+def test_the_last_of_several_threads_has_it_go_on() -> None:
+    inside, leave = threading.Event(), threading.Event()
+
+    def rest() -> None:
+        with collector_resting(MANY):
+            inside.set()
+            leave.wait(10)
+
+    other = threading.Thread(target=rest)
+    with collector_resting(MANY):
+        other.start()
+        assert inside.wait(10)
+    assert not gc.isenabled()
+    leave.set()
+    other.join()
+    assert gc.isenabled()
+
+
+def test_a_load_of_many_tensors_is_hardly_interrupted(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path / "model.safetensors", [TensorSpec(f"t{n}", "F32", (2, 2)) for n in range(20_000)])
+    opened = wl.open(path)
+    collections: list[str] = []
+
+    def note(phase: str, _: object) -> None:
+        collections.append(phase)
+
+    gc.callbacks.append(note)
+    try:
+        state = wl.load(opened, framework="numpy")
+    finally:
+        gc.callbacks.remove(note)
+    assert len(state) == 20_000
+    assert collections.count("start") < 10
