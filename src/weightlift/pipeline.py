@@ -188,16 +188,20 @@ class Transfer:
 
     def _try(self, keeping: Keeping, target: Target) -> None:
         """Read one part each way, and decide by what the workers spent on them, whatever holds this thread up."""
-        assert self._engine is not None
         assert keeping.trial is not None
-        spent = []
-        for parts, keep in ((keeping.trial.kept, True), (keeping.trial.direct, False)):
-            before = reading_seconds(self._engine.counters())
-            self._hand_in(parts, target, keep=keep)
-            self._serve(target)
-            spent.append(reading_seconds(self._engine.counters()) - before)
+        spent = [self._spend(keeping.trial.kept, target, keep=True)]
+        spent.append(self._spend(keeping.trial.direct, target, keep=False))
+        if again := keeping.second_time(*spent):
+            spent.append(self._spend(again, target, keep=False))
         self._decide(keeping.judge(*spent))
         self.supervisor.tune_anew()
+
+    def _spend(self, parts: Sequence[Wanted], target: Target, *, keep: bool) -> float:
+        assert self._engine is not None
+        before = reading_seconds(self._engine.counters())
+        self._hand_in(parts, target, keep=keep)
+        self._serve(target)
+        return reading_seconds(self._engine.counters()) - before
 
     def _add(self, extents: Sequence[Extent]) -> None:
         assert self._engine is not None

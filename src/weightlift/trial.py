@@ -28,11 +28,17 @@ DIRECT_BYTES: Final = 32 * MIB
 
 KEPT_BYTES: Final = 64 * MIB
 """What it reads through the page cache."""
-
 _PIECE_BYTES_MIN: Final = 8 * MIB
 _ALIGNMENT: Final = 2 * MIB
 _COST_MAX: Final = 1.25
 """Keeping may cost this many times what reading directly does: the next load out of memory saves more than that."""
+
+_COST_CLOSE: Final = 1.05
+"""From here on keeping may have won by chance, and direct reads get a second part: the first of a process is slower."""
+
+
+_Sides = tuple[list["Wanted"], list["Wanted"], list["Wanted"]]
+"""What is read directly, through the page cache, and directly for a second time."""
 
 
 class Trial(NamedTuple):
@@ -42,22 +48,29 @@ class Trial(NamedTuple):
         direct: read past the page cache, and timed; :data:`DIRECT_BYTES` together.
         kept: read through it, and timed; :data:`KEPT_BYTES`. It goes first, since what comes first also wakes workers
             and memory up, and keeping is to be given up rather too early than too late.
+        again: as much as ``direct`` for a second time, should it be close; empty where there is too little.
         rest: everything else, in file order.
     """
 
     direct: tuple[Wanted, ...]
     kept: tuple[Wanted, ...]
+    again: tuple[Wanted, ...]
     rest: tuple[Wanted, ...]
+
+    def without_second(self) -> Trial:
+        """The same, with what a second time would have read among the rest."""
+        rest = sorted((*self.again, *self.rest), key=lambda part: (part.tag, part.offset))
+        return self._replace(again=(), rest=tuple(rest))
 
 
 def find_trial(wanted: Sequence[Wanted], shards: Sequence[ShardFacts]) -> Trial | None:
-    """Two parts of what is not in the page cache, or ``None`` where there is too little to compare.
+    """Parts of what is not in the page cache, or ``None`` where there is too little to compare.
 
     Args:
         wanted: what will be read, in file order.
         shards: facts per shard.
     """
-    sides: tuple[list[Wanted], list[Wanted]] = ([], [])
+    sides: _Sides = ([], [], [])
     rest: list[Wanted] = []
     for index, want in enumerate(wanted):
         tagged, done = want._replace(tag=index), want.offset
@@ -68,9 +81,11 @@ def find_trial(wanted: Sequence[Wanted], shards: Sequence[ShardFacts]) -> Trial 
             done = end
         if done < want.offset + want.length:
             rest.append(_part(tagged, done, want.offset + want.length))
-    if any(_missing(sides)):
+    direct, kept, again = _missing(sides)
+    if direct or kept:
         return None
-    return Trial(tuple(sides[0]), tuple(sides[1]), tuple(rest))
+    found = Trial(tuple(sides[0]), tuple(sides[1]), tuple(sides[2]), tuple(rest))
+    return found.without_second() if again else found
 
 
 def cold_bytes(wanted: Sequence[Wanted], shards: Sequence[ShardFacts]) -> int:
@@ -84,15 +99,16 @@ def cold_bytes(wanted: Sequence[Wanted], shards: Sequence[ShardFacts]) -> int:
     )
 
 
-def _missing(sides: tuple[list[Wanted], list[Wanted]]) -> list[int]:
+def _missing(sides: _Sides) -> list[int]:
     lengths = (sum(part.length for part in side) for side in sides)
-    return [wanted - length for wanted, length in zip((DIRECT_BYTES, KEPT_BYTES), lengths, strict=True)]
+    return [wanted - length for wanted, length in zip((DIRECT_BYTES, KEPT_BYTES, DIRECT_BYTES), lengths, strict=True)]
 
 
-def _pieces(
-    want: Wanted, facts: ShardFacts, sides: tuple[list[Wanted], list[Wanted]]
-) -> Iterator[tuple[int, int, int]]:
-    """What a range has to give to the sides of a trial: index of the side that has the smaller part, begin and end."""
+def _pieces(want: Wanted, facts: ShardFacts, sides: _Sides) -> Iterator[tuple[int, int, int]]:
+    """What a range has to give to the sides of a trial: index of the side that has the smaller part, begin and end.
+
+    The second time comes once the others have all they need.
+    """
     placed = want.sink is Sink.PLACE and want.mirrored
     if not facts.direct or not (placed or want.sink in {Sink.DEVICE, Sink.DISCARD}):
         return
@@ -100,7 +116,7 @@ def _pieces(
         begin = align_up(start, _ALIGNMENT)
         while state is Residency.ABSENT and stop - begin >= _PIECE_BYTES_MIN:
             missing = _missing(sides)
-            side = int(missing[1] / KEPT_BYTES > missing[0] / DIRECT_BYTES)
+            side = int(missing[1] / KEPT_BYTES > missing[0] / DIRECT_BYTES) if missing[0] or missing[1] else 2
             length = min(missing[side], align_down(stop - begin, _ALIGNMENT))
             if not length:
                 return
@@ -111,6 +127,16 @@ def _pieces(
 def _part(want: Wanted, begin: int, end: int) -> Wanted:
     address = want.address + begin - want.offset if want.sink is Sink.PLACE else want.address
     return want._replace(offset=begin, length=end - begin, address=address)
+
+
+def is_close(direct: float, kept: float) -> bool:
+    """Whether keeping costs so little less than it may that another look at direct reads could change the verdict.
+
+    Args:
+        direct: seconds per byte of what was read directly.
+        kept: seconds per byte of what was read through the page cache.
+    """
+    return _COST_CLOSE * direct <= kept <= _COST_MAX * direct
 
 
 def judge_trial(direct: float, kept: float) -> CacheDecision:
