@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from weightlift.trial import DIRECT_BYTES, KEPT_BYTES, WORTH_BYTES, cold_bytes, find_trial, is_close, judge_trial
+from weightlift.trial import DIRECT_BYTES, KEPT_BYTES, WORTH_BYTES, cold_bytes, find_trial, judge_trial
 from weightlift.units import MIB
 
 if TYPE_CHECKING:
@@ -116,26 +116,13 @@ class Keeping:
         elif record.lacks_direct and total <= _SAMPLE_BYTES_MAX:
             self.keeps, self.missed = False, wanted
 
-    def second_time(self, kept_seconds: float, direct_seconds: float) -> Sequence[Wanted]:
-        """What is to be read directly once more before it is judged; nothing if the first time says enough."""
-        assert self.trial is not None
-        if not is_close(direct_seconds / DIRECT_BYTES, kept_seconds / KEPT_BYTES):
-            self.trial = self.trial.without_second()
-        return self.trial.again
-
-    def judge(self, kept_seconds: float, *direct_seconds: float) -> CacheDecision:
-        """Decide by what the workers spent on each part of the trial; returns the decision.
-
-        Args:
-            kept_seconds: on what was read through the page cache.
-            *direct_seconds: on what was read directly each time, of which the faster counts.
-        """
+    def judge(self, kept_seconds: Sequence[float], direct_seconds: Sequence[float]) -> CacheDecision:
+        """Decide by what the workers spent on the parts of the trial in each round; returns the decision."""
         assert self.trial is not None
         assert self._record is not None
-        decision = judge_trial(min(direct_seconds) / DIRECT_BYTES, kept_seconds / KEPT_BYTES)
+        decision = judge_trial(min(direct_seconds) / DIRECT_BYTES, min(kept_seconds) / KEPT_BYTES)
         self.decision = self._record.decision = decision
-        self.keeps, self._record = decision.keep, None
-        self.missed = (*self.trial.direct, *self.trial.again) if decision.keep else ()
+        self.keeps, self.missed, self._record = decision.keep, self.trial.direct if decision.keep else (), None
         return decision
 
     def learn(self, counters: Counters, seconds: float) -> CacheDecision:

@@ -187,13 +187,13 @@ class Transfer:
         self.cache = decision
 
     def _try(self, keeping: Keeping, target: Target) -> None:
-        """Read one part each way, and decide by what the workers spent on them, whatever holds this thread up."""
+        """Read parts one way and the other, and decide by what workers spent on them, whatever holds this thread up."""
         assert keeping.trial is not None
-        spent = [self._spend(keeping.trial.kept, target, keep=True)]
-        spent.append(self._spend(keeping.trial.direct, target, keep=False))
-        if again := keeping.second_time(*spent):
-            spent.append(self._spend(again, target, keep=False))
-        self._decide(keeping.judge(*spent))
+        kept_seconds, direct_seconds = [], []
+        for kept, direct in keeping.trial.rounds:
+            kept_seconds.append(self._spend(kept, target, keep=True))
+            direct_seconds.append(self._spend(direct, target, keep=False))
+        self._decide(keeping.judge(kept_seconds, direct_seconds))
         self.supervisor.tune_anew()
 
     def _spend(self, parts: Sequence[Wanted], target: Target, *, keep: bool) -> float:

@@ -13,7 +13,7 @@ from weightlift.keeping import Keeping, Where
 from weightlift.operations import Counters, Sink
 from weightlift.plan import GRANULE_BYTES, CacheDecision, ShardFacts, Wanted
 from weightlift.testing import TensorSpec, write_checkpoint
-from weightlift.trial import DIRECT_BYTES
+from weightlift.trial import DIRECT_BYTES, ROUNDS
 from weightlift.units import GIB, KIB, MIB
 
 if TYPE_CHECKING:
@@ -64,8 +64,7 @@ def test_one_trial_serves_all_loads_of_its_kind() -> None:
     first = begin(3 * GIB)
     assert first.trial is not None
     assert not first.keeps
-    assert not first.second_time(kept_seconds=4.0, direct_seconds=1.0)
-    decision = first.judge(4.0, 1.0)
+    decision = first.judge([4.0, 5.0], [1.0, 2.0])
     assert (decision.keep, first.keeps, first.missed) == (False, False, ())
     for nbytes in (3 * GIB, MODULE, KIB):
         later = begin(nbytes)
@@ -78,19 +77,17 @@ def test_what_a_trial_read_past_the_page_cache_is_missed_there_if_files_are_kept
     first = begin(3 * GIB)
     assert first.trial is not None
     # What is kept is twice as much.
-    assert not first.second_time(kept_seconds=2.0, direct_seconds=1.0)
-    assert first.judge(2.0, 1.0).keep
+    assert first.judge([2.0, 2.0], [1.0, 1.0]).keep
     assert (first.keeps, first.missed) == (True, first.trial.direct)
 
 
-@pytest.mark.parametrize(("second", "keep"), [(1.0, True), (0.95, True), (0.7, False), (1.5, True)])
-def test_what_keeping_won_by_little_is_looked_at_once_more(second: float, *, keep: bool) -> None:
-    first = begin(3 * GIB)
-    assert first.trial is not None
-    again = first.second_time(kept_seconds=2.3, direct_seconds=1.0)
-    assert sum(want.length for want in again) == DIRECT_BYTES
-    assert first.judge(2.3, 1.0, second).keep is keep
-    assert list(first.missed) == ([*first.trial.direct, *again] if keep else [])
+@pytest.mark.parametrize(
+    ("kept", "direct", "keep"),
+    [([9.0, 2.0], [1.0, 1.0], True), ([2.0, 9.0], [5.0, 1.0], True), ([3.0, 3.0], [4.0, 1.0], False)],
+    ids=["woke workers up", "was disturbed", "directly, too"],
+)
+def test_the_faster_round_counts(kept: list[float], direct: list[float], *, keep: bool) -> None:
+    assert begin(3 * GIB).judge(kept, direct).keep is keep
 
 
 @pytest.mark.parametrize(("kept", "direct", "keep"), [(3.0, 3.0, True), (3.0, 1.0, False), (0.2, 0.1, False)])
@@ -119,9 +116,8 @@ def test_of_a_large_module_no_more_is_read_twice_than_the_part_of_a_trial() -> N
     kept_modules()
     one = begin(600 * MIB)
     assert one.trial is not None
-    assert not one.second_time(kept_seconds=1.0, direct_seconds=1.0)
-    assert one.judge(1.0, 1.0).keep
-    assert sum(want.length for want in one.missed) == DIRECT_BYTES
+    assert one.judge([1.0, 1.0], [1.0, 1.0]).keep
+    assert sum(want.length for want in one.missed) == ROUNDS * DIRECT_BYTES
     assert begin(MODULE).decision == one.decision
 
 
@@ -155,8 +151,9 @@ def test_loads_that_went_wrong_show_nothing() -> None:
 def small_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (trial, keeping):
         monkeypatch.setattr(module, "WORTH_BYTES", 24 * MIB)
-        monkeypatch.setattr(module, "DIRECT_BYTES", 8 * MIB)
-        monkeypatch.setattr(module, "KEPT_BYTES", 8 * MIB)
+        monkeypatch.setattr(module, "DIRECT_BYTES", 4 * MIB)
+        monkeypatch.setattr(module, "KEPT_BYTES", 4 * MIB)
+    monkeypatch.setattr(trial, "_PIECE_BYTES_MIN", 4 * MIB)
     monkeypatch.setattr(keeping, "SAMPLES_BYTES", 8 * MIB)
 
 
@@ -176,9 +173,8 @@ def load_cold(path: Path, megabytes: int, engine: str) -> LoadReport:
 @pytest.mark.usefixtures("small_trials")
 @pytest.mark.parametrize("engine", ["native", "python"])
 @pytest.mark.parametrize("keep", [True, False])
-@pytest.mark.parametrize("close", [True, False])
 def test_a_trial_leaves_all_of_a_file_cached_or_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, *, keep: bool, close: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, *, keep: bool
 ) -> None:
     took: list[float] = []
 
@@ -187,18 +183,16 @@ def test_a_trial_leaves_all_of_a_file_cached_or_nothing(
         return CacheDecision(keep, "so says the test")
 
     monkeypatch.setattr(keeping, "judge_trial", judge)
-    monkeypatch.setattr(keeping, "is_close", lambda *_: close)
     report = load_cold(tmp_path / "model.safetensors", 40, engine)
     assert all(seconds > 0 for seconds in took)
     assert sum(took) <= sum(report.worker_seconds.values())
     if not report.method_used["direct"]:
         pytest.skip(f"no direct reads here: {report.reason}")
-    once = 16 * MIB if close else 8 * MIB
-    assert report.method_used["direct"] == (once if keep else 32 * MIB)
+    assert report.method_used["direct"] == (8 * MIB if keep else 32 * MIB)
     size = (tmp_path / "model.safetensors").stat().st_size
     after = report.page_cache_after_bytes
     assert after is not None
-    # Reading ahead is the kernel's favour, of which it may leave out a little; 8 MiB or 16 were read past its cache.
+    # Reading ahead is the kernel's favour, of which it may leave out a little; 8 MiB were read past its cache.
     assert after > size - 4 * MIB if keep else not after
 
 
