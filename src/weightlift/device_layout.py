@@ -125,6 +125,9 @@ class _Builder:
 
     def tensors(self, group: Group, block: int, moved: int) -> None:
         """Where the selected tensors of a group lie: so far from their places in the region, in a block."""
+        if group.end == group.first + 1:
+            self.block_of[group.first], self.offset_of[group.first] = block, self.layout.places[group.first] + moved
+            return
         members = slice(group.first, group.end)
         placed = list(zip(self.lengths[members], self.layout.places[members], strict=True))
         self.block_of[members] = array("q", [block if length else -1 for length, _ in placed])
@@ -161,8 +164,7 @@ def lay_out_on_device(description: Description, rows: Sequence[int]) -> DeviceLa
 
 def _place(builder: _Builder, span: Span, group: Group) -> None:
     description, layout = builder.description, builder.layout
-    lengths = builder.lengths
-    first = next(index for index in range(group.first, group.end) if lengths[index])
+    lengths, first = builder.lengths, group.first
     alone = lengths[first] == group.length >= LARGE_BYTES
     if alone:
         block, place = builder.own(group.length, layout.rows[first]), 0

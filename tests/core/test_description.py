@@ -57,6 +57,9 @@ def test_shapes_of_neighbours(tmp_path: Path, shapes: list[tuple[int, ...]]) -> 
     for first in range(len(shapes)):
         for end in range(first + 1, len(shapes) + 1):
             assert description.shapes(range(first, end)) == shapes[first:end]
+    backwards = range(len(shapes) - 1, -1, -1)
+    assert description.shapes(backwards) == description.shapes(list(backwards)) == shapes[::-1]
+    assert description.shapes(range(0)) == []
 
 
 def test_what_a_column_says_of_rows() -> None:

@@ -181,10 +181,8 @@ class DeviceTarget:
 
     def _shapes(self, first: int, end: int, dtype: DType) -> Sequence[tuple[int, ...]]:
         """The shapes of the framework's tensors for some that follow each other and have one data type."""
-        rows, description = self._layout.layout.rows[first:end], self._description
-        if isinstance(rows, range) and rows.step == 1 and dtype.block_elements == 1:
-            return description.shapes(rows)
-        return [stored_shape(dtype, description.shape(row)) for row in rows]
+        shapes = self._description.shapes(self._layout.layout.rows[first:end])
+        return shapes if dtype.block_elements == 1 else [stored_shape(dtype, shape) for shape in shapes]
 
     def _run_end(self, first: int) -> int:
         """Index behind the tensors of one data type that follow each other in a slab without a gap."""

@@ -101,12 +101,15 @@ class HostTarget(Bound):
         index = 0
         for group in layout.groups:
             yield from self._without_bytes(index, group.first)
-            buffer = region.lease(group.place, group.length)
-            for index in range(group.first, group.end):
+            buffer, shapes = (
+                region.lease(group.place, group.length),
+                description.shapes(layout.rows[group.first : group.end]),
+            )
+            for index, shape in enumerate(shapes, group.first):
                 row = layout.rows[index]
                 if description.lengths[row]:
                     place = layout.places[index] - group.place
-                    yield description.names[row], over(buffer, place, description.dtype(row), description.shape(row))
+                    yield description.names[row], over(buffer, place, description.dtype(row), shape)
                 else:
                     yield from self._without_bytes(index, index + 1)
             index = group.end
