@@ -166,25 +166,26 @@ def test_parts_find_out_what_keeping_costs(
     monkeypatch.setattr(keeping, "SAMPLES_BYTES", 8 * MIB)
     monkeypatch.setattr(keeping, "judge_trial", lambda *_: CacheDecision(keep, "so says the test"))
     keeping.forget()
-    specs = [TensorSpec(f"{layer}.a", "U8", (10 * MIB,)) for layer in range(7)]
+    # How many parts meet slots that are still to be pinned, which tells nothing of reading, is a matter of timing.
+    specs = [TensorSpec(f"{layer:02}.a", "U8", (10 * MIB,)) for layer in range(16)]
     path = write_checkpoint(tmp_path / "large.safetensors", specs)
     with path.open("rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     description = describe(path)
     parts = PartLoads(reports.append)
-    for row in range(7):
+    for row in range(16):
         parts.rows(description, [row], LoadOptions(device="cuda:0", framework="torch"))  # type: ignore[arg-type]
     parts.close()
     keeping.forget()
     report = reports[-1]
     if not report.page_cache_before_bytes < MIB or not report.method_used["direct"]:
         pytest.skip(f"the page cache cannot be emptied here, or there are no direct reads: {report.reason}")
-    # What pinned memory on the way tells nothing; then two are kept, and one is read directly for comparison.
+    # Two that tell something are kept, and one is read directly for comparison.
     direct = report.method_used["direct"] // (10 * MIB)
-    assert direct == 1 if keep else 1 < direct < 5
+    assert direct == 1 if keep else 1 < direct < 15
     assert report.cache_decided == ("keep" if keep else "drop")
-    assert (report.page_cache_after_bytes > 68 * MIB) is keep
+    assert (report.page_cache_after_bytes > 156 * MIB) is keep
     assert keep or report.page_cache_after_bytes < 64 * KIB
 
 
