@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
 import threading
 from typing import TYPE_CHECKING, Final
 
@@ -21,6 +22,7 @@ MANY: Final = 4096
 _lock = threading.Lock()
 _resting = 0
 _was_enabled = False
+_follows_forks = False
 
 
 @contextlib.contextmanager
@@ -41,8 +43,11 @@ def collector_resting(objects: int) -> Iterator[None]:
 
 
 def _begin() -> None:
-    global _resting, _was_enabled  # noqa: PLW0603 - there is one collector
+    global _resting, _was_enabled, _follows_forks  # noqa: PLW0603 - there is one collector
     with _lock:
+        if not _follows_forks and hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=_end_in_child)
+            _follows_forks = True
         if _resting == 0:
             _was_enabled = gc.isenabled()
             gc.disable()
@@ -52,6 +57,16 @@ def _begin() -> None:
 def _end() -> None:
     global _resting  # noqa: PLW0603
     with _lock:
-        _resting -= 1
+        # In a child that was forked inside a block it goes on already.
+        _resting = max(0, _resting - 1)
         if _resting == 0 and _was_enabled:
             gc.enable()
+
+
+def _end_in_child() -> None:
+    """A forked child has none of the other threads that were making tensors."""
+    global _lock, _resting  # noqa: PLW0603
+    _lock = threading.Lock()
+    if _resting and _was_enabled:
+        gc.enable()
+    _resting = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import threading
 from typing import TYPE_CHECKING
 
@@ -66,6 +67,21 @@ def test_the_last_of_several_threads_has_it_go_on() -> None:
     leave.set()
     other.join()
     assert gc.isenabled()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_forked_child_collects_as_its_parent_did(*, enabled: bool) -> None:
+    if not enabled:
+        gc.disable()
+    with collector_resting(MANY):
+        child = os.fork()
+        at_once = gc.isenabled()
+    if child == 0:
+        with collector_resting(MANY):
+            inside = gc.isenabled()
+        os._exit(int((at_once, inside, gc.isenabled()) == (enabled, False, enabled)))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
 
 
 def test_a_load_of_many_tensors_is_hardly_interrupted(tmp_path: Path) -> None:
