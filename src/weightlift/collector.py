@@ -35,8 +35,9 @@ def collector_resting(objects: int) -> Iterator[None]:
     if objects < MANY:
         yield
         return
-    _begin()
     try:
+        # Inside, so that Ctrl-C right behind it does not leave the collector switched off.
+        _begin()
         yield
     finally:
         _end()
