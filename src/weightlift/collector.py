@@ -2,7 +2,8 @@
 
 It goes through everything that is new each time some hundreds of objects were made, and through everything there is
 now and then; none of these tensors can be garbage, and for hundreds of thousands that takes longer than making them
-(the interpreter's own documentation of :mod:`gc` names this case). Memory whose last reference goes is freed as ever.
+(the documentation of :mod:`gc` says to switch it off only where no reference cycles are made, as here). Memory whose
+last reference goes is freed as ever.
 """
 
 from __future__ import annotations

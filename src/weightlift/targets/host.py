@@ -101,10 +101,8 @@ class HostTarget(Bound):
         index = 0
         for group in layout.groups:
             yield from self._without_bytes(index, group.first)
-            buffer, shapes = (
-                region.lease(group.place, group.length),
-                description.shapes(layout.rows[group.first : group.end]),
-            )
+            buffer = region.lease(group.place, group.length)
+            shapes = description.shapes(layout.rows[group.first : group.end])
             for index, shape in enumerate(shapes, group.first):
                 row = layout.rows[index]
                 if description.lengths[row]:
