@@ -14,13 +14,16 @@ from array import array
 from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from weightlift.dtypes import DType
+
+
+_SMALL_INT_BYTES: Final = 28
 
 
 def picked(column: array[int], rows: Sequence[int]) -> Sequence[int]:
@@ -110,6 +113,7 @@ class Description:
     """
 
     __slots__ = (
+        "_names_bytes",
         "_row_of",
         "dim_ends",
         "dims",
@@ -156,13 +160,15 @@ class Description:
         self.lengths = lengths
         self.dims = dims
         self.dim_ends = dim_ends
-        self._row_of: dict[str, int] = {name: row for row, name in enumerate(names)}
+        # Many loads ask for everything and never for a name.
+        self._row_of: dict[str, int] | None = None
+        self._names_bytes: int | None = None
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._row_of
+        return name in self._rows_by_name()
 
     def __iter__(self) -> Iterator[TensorInfo]:
         return map(self.tensor, range(len(self.names)))
@@ -173,7 +179,12 @@ class Description:
         Raises:
             KeyError: there is no such tensor.
         """
-        return self._row_of[name]
+        return self._rows_by_name()[name]
+
+    def _rows_by_name(self) -> dict[str, int]:
+        if self._row_of is None:
+            self._row_of = {name: row for row, name in enumerate(self.names)}
+        return self._row_of
 
     def shape(self, row: int) -> tuple[int, ...]:
         """The logical shape of the tensor in ``row``."""
@@ -239,13 +250,9 @@ class Description:
 
     @property
     def nbytes(self) -> int:
-        """Memory this description takes: its columns, its names and the table from name to row."""
+        """Memory this description takes: its columns, its names and, once it was needed, the table from name to row."""
         columns = (self.dtype_codes, self.shard_indexes, self.offsets, self.lengths, self.dims, self.dim_ends)
-        small_int_bytes = 28
-        return (
-            sum(column.buffer_info()[1] * column.itemsize for column in columns)
-            + sys.getsizeof(self.names)
-            + sum(map(sys.getsizeof, self.names))
-            + sys.getsizeof(self._row_of)
-            + small_int_bytes * len(self.names)
-        )
+        if self._names_bytes is None:
+            self._names_bytes = sys.getsizeof(self.names) + sum(map(sys.getsizeof, self.names))
+        table = sys.getsizeof(self._row_of) + _SMALL_INT_BYTES * len(self.names) if self._row_of is not None else 0
+        return sum(column.buffer_info()[1] * column.itemsize for column in columns) + self._names_bytes + table

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from weightlift.description import picked
 from weightlift.device_layout import ALIGNMENT, entries_between, lay_out_on_device
 from weightlift.operations import COPY_FIELDS, Sink
 from weightlift.plan import Wanted
@@ -186,13 +187,16 @@ class DeviceTarget:
 
     def _run_end(self, first: int) -> int:
         """Index behind the tensors of one data type that follow each other in a slab without a gap."""
-        layout, lengths, codes = self._layout, self._description.lengths, self._description.dtype_codes
-        rows, block_of, offset_of = layout.layout.rows, layout.block_of, layout.offset_of
-        block, code, end, place = block_of[first], codes[rows[first]], first, offset_of[first]
-        most = min(first + _TOGETHER, len(rows))
-        while end < most and block_of[end] == block and offset_of[end] == place and codes[rows[end]] == code:
-            place += lengths[rows[end]]
-            end += 1
+        layout, description = self._layout, self._description
+        end = min(first + _TOGETHER, len(layout.layout.rows))
+        rows = layout.layout.rows[first:end]
+        code, block, place = description.dtype_codes[rows[0]], layout.block_of[first], layout.offset_of[first]
+        lengths, codes = picked(description.lengths, rows), picked(description.dtype_codes, rows)
+        found = zip(layout.block_of[first:end], layout.offset_of[first:end], codes, lengths, strict=True)
+        for index, (its_block, its_place, its_code, length) in enumerate(found, first):
+            if its_block != block or its_place != place or its_code != code:
+                return index
+            place += length
         return end
 
     def close(self) -> None:
