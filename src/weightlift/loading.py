@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from weightlift.collector import collector_resting
 from weightlift.destinations import Destinations
 from weightlift.engines.probing import run_probes
 from weightlift.errors import IntegrityError
@@ -300,13 +301,23 @@ def _load_mapped(
             for mapping in mappings.values():
                 mapping.close()
             raise
-        tensors = dict(mapped_tensors(description, mapped, mappings, maker)) | dict(transfer.tensors(target))
+        with collector_resting(len(rows)):
+            tensors = list(mapped_tensors(description, mapped, mappings, maker))
+            if owned:
+                tensors = _in_order(description, rows, tensors + transfer.tensors(target))
         finished = transfer.finish()
     shown = digests if options.digest else {}
     report = summarise_mapped(
         transfer, description, rows, options, owned=owned, finished=finished, digests=shown, fit=fit
     )
-    return [(description.names[row], tensors[description.names[row]]) for row in rows], report
+    return tensors, report
+
+
+def _in_order(
+    description: Description, rows: Sequence[int], tensors: Sequence[tuple[str, Any]]
+) -> list[tuple[str, Any]]:
+    by_name = dict(tensors)
+    return [(description.names[row], by_name[description.names[row]]) for row in rows]
 
 
 def _digests_of_mappings(description: Description, rows: Sequence[int], mappings: dict[int, Any]) -> dict[str, str]:

@@ -84,7 +84,8 @@ def test_a_forked_child_collects_as_its_parent_did(*, enabled: bool) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
 
 
-def test_a_load_of_many_tensors_is_hardly_interrupted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["auto", "mmap"])
+def test_a_load_of_many_tensors_is_hardly_interrupted(tmp_path: Path, method: str) -> None:
     path = write_checkpoint(tmp_path / "model.safetensors", [TensorSpec(f"t{n}", "F32", (2, 2)) for n in range(20_000)])
     opened = wl.open(path)
     collections: list[str] = []
@@ -94,7 +95,7 @@ def test_a_load_of_many_tensors_is_hardly_interrupted(tmp_path: Path) -> None:
 
     gc.callbacks.append(note)
     try:
-        state = wl.load(opened, framework="numpy")
+        state = wl.load(opened, framework="numpy", method=method)
     finally:
         gc.callbacks.remove(note)
     assert len(state) == 20_000

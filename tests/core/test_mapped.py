@@ -241,3 +241,18 @@ def test_tensors_that_cannot_be_mapped_where_they_lie_keep_their_bytes(tmp_path:
     gc.collect()
     for spec in specs:
         assert tensors[spec.name].tobytes() == tensor_bytes(spec), spec.name
+
+
+def test_tensors_that_cannot_be_mapped_stand_among_the_others_in_file_order(tmp_path: Path) -> None:
+    specs = [
+        TensorSpec("first", "U8", (3,)),
+        TensorSpec("misaligned", "F32", (4,)),
+        TensorSpec("odd", "U8", (5,)),
+        TensorSpec("none", "F32", (0,)),
+        TensorSpec("last", "F32", (2, 2)),
+    ]
+    path = write_checkpoint(tmp_path / "model.safetensors", specs, sort=False)
+    state = load(path, method="mmap", framework="numpy")
+    assert "1 lie at addresses wrong for their data type" in state.report.reason
+    assert list(state) == [spec.name for spec in specs]
+    assert all(state[spec.name].tobytes() == tensor_bytes(spec) for spec in specs)
