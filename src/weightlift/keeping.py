@@ -117,10 +117,14 @@ class Keeping:
             self.keeps, self.missed = False, wanted
 
     def judge(self, kept_seconds: Sequence[float], direct_seconds: Sequence[float]) -> CacheDecision:
-        """Decide by what the workers spent on the parts of the trial in each round; returns the decision."""
+        """Decide by what the workers spent on the parts of the trial in each round, of which the last counts.
+
+        Returns:
+            The decision.
+        """
         assert self.trial is not None
         assert self._record is not None
-        decision = judge_trial(min(direct_seconds) / DIRECT_BYTES, min(kept_seconds) / KEPT_BYTES)
+        decision = judge_trial(direct_seconds[-1] / DIRECT_BYTES, kept_seconds[-1] / KEPT_BYTES)
         self.decision = self._record.decision = decision
         self.keeps, self.missed, self._record = decision.keep, self.trial.direct if decision.keep else (), None
         return decision

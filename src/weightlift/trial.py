@@ -23,7 +23,7 @@ WORTH_BYTES: Final = 1 * GIB
 """Cold bytes from which on a trial is made."""
 
 ROUNDS: Final = 2
-"""How often a trial reads a part each way. The faster counts: whatever comes first also wakes workers and memory up."""
+"""How often a trial reads a part each way. The last counts: the first also wakes up workers, memory and drive."""
 
 DIRECT_BYTES: Final = 16 * MIB
 """What it reads past the page cache each time: little, since it is read once more if files are kept."""
