@@ -7,7 +7,7 @@ page cache and options; medians are taken over equal runs, and stock is compared
 from __future__ import annotations
 
 import statistics
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from page_tables import MIB, WORDS, Part, Target, escaped, number, table, taken, targets
 
@@ -17,15 +17,45 @@ if TYPE_CHECKING:
     Result = Mapping[str, Any]
     Run = Mapping[str, Any]
 
-TITLES: Final = {"transformers": "transformers", "exllamav2": "ExLlamaV2", "exllamav3": "ExLlamaV3"}
+
+class Framework(NamedTuple):
+    """What is measured under one name.
+
+    Attributes:
+        title: what it is called.
+        model: the model it loads, of :mod:`integration_models`.
+        page: the page under ``docs/integrations`` that shows it.
+        warm: how many times as fast weights are to be loaded out of the page cache.
+        cold: the same from storage.
+        figure: the seconds that are compared; transformers tells loading weights from making the model around them.
+        outcome: what has to be equal.
+    """
+
+    title: str
+    model: str
+    page: str
+    warm: float = 1.0
+    cold: float = 1.0
+    figure: str = "seconds"
+    outcome: str = "logits"
+
+
+FRAMEWORKS: Final = {
+    "transformers": Framework("transformers", "llama", "transformers", warm=3.0, figure="weights_seconds"),
+    "exllamav2": Framework("ExLlamaV2", "llama", "exllamav2", warm=2.0),
+    "exllamav2 exl2": Framework("ExLlamaV2 with an EXL2 model", "exl2", "exllamav2", warm=2.0),
+    "exllamav3": Framework("ExLlamaV3", "llama", "exllamav3", warm=2.0),
+    "safetensors": Framework("safetensors", "llama", "safetensors", outcome="tensors"),
+    "diffusers": Framework("diffusers", "unet", "diffusers", outcome="what the model makes of noise"),
+    "vllm": Framework("vLLM", "llama", "vllm", outcome="weights"),
+}
+MODELS: Final = {
+    "llama": "A Llama with random weights in half precision",
+    "exl2": "A tenth of a 70B Llama, quantised to 4 bits with random weights",
+    "unet": "A diffusion model's UNet with random weights in half precision",
+}
 LOADERS: Final = {"stock": "its own loader", "weightlift": "weightlift"}
 STATES: Final = ("warm", "cold")
-FASTER: Final = {
-    "transformers": {"warm": 3.0, "cold": 1.0},
-    "exllamav2": {"warm": 2.0, "cold": 1.0},
-    "exllamav3": {"warm": 2.0, "cold": 1.0},
-}
-"""How many times as fast weights are to be loaded."""
 ANONYMOUS_BYTES: Final = (128 + 32) * MIB
 """The default budget, and what the process around it may take."""
 HEADER_PAGES_BYTES: Final = 1 * MIB
@@ -34,16 +64,22 @@ HEADER_PAGES_BYTES: Final = 1 * MIB
 
 def part(result: Result) -> Part:
     """Everything about every framework in the file."""
-    made = result["checkpoint"]
-    whole = Part([f"A Llama with random weights, {made['bytes'] / 1e9:.1f} GB in {made['files']} files."])
-    for framework, title in TITLES.items():
-        if measured(result["runs"], framework):
-            whole.add(f"### {title}")
-            whole.add(taken(result["taken"][framework] | {"rounds": None}))
-            whole.add(loads(result["runs"], framework))
-            found = judged(result["runs"], framework)
+    whole = Part()
+    for name, framework in FRAMEWORKS.items():
+        if measured(result["runs"], name):
+            whole.add(f"### {framework.title}")
+            whole.add(taken(result["taken"][name] | {"rounds": None}))
+            whole.add(_model(result, framework))
+            whole.add(loads(result["runs"], name))
+            found = judged(result["runs"], name)
             whole.add(targets(found), found)
     return whole
+
+
+def _model(result: Result, framework: Framework) -> str:
+    made = result["models"][framework.model]
+    files = "one file" if made["files"] == 1 else f"{made['files']} files"
+    return f"{MODELS[framework.model]}, {made['bytes'] / 1e9:.1f} GB in {files}."
 
 
 def measured(runs: Sequence[Run], framework: str) -> list[Run]:
@@ -89,11 +125,8 @@ def _median(runs: Sequence[Run], name: str) -> float:
 
 
 def faster(runs: Sequence[Run], framework: str, state: str) -> float | None:
-    """How many times as fast weights are loaded as by the framework's own loader; ``None`` if nobody measured both.
-
-    transformers alone tells loading weights from making the model around them.
-    """
-    cases, figure = _cases(runs, framework), "weights_seconds" if framework == "transformers" else "seconds"
+    """How many times as fast weights are loaded as by the framework's own loader; ``None`` if nobody measured both."""
+    cases, figure = _cases(runs, framework), FRAMEWORKS[framework].figure
     stock, ours = cases.get((state, "stock", "")), cases.get((state, "weightlift", ""))
     if not stock or not ours:
         return None
@@ -102,12 +135,12 @@ def faster(runs: Sequence[Run], framework: str, state: str) -> float | None:
 
 def judged(runs: Sequence[Run], framework: str) -> list[Target]:
     """What a framework was to gain, and whether it did."""
-    found = []
+    known, found = FRAMEWORKS[framework], []
     for state in STATES:
-        value, wanted = faster(runs, framework, state), FASTER[framework][state]
+        value, wanted = faster(runs, framework, state), getattr(known, state)
         reached = None if value is None else value >= wanted
         shown = "–" if value is None else number(value)
-        found.append(Target(f"{TITLES[framework]}, {state}: times as fast", shown, f"≥ {wanted:g}", reached))
+        found.append(Target(f"{known.title}, {state}: times as fast", shown, f"≥ {wanted:g}", reached))
     own = [run for run in measured(runs, framework) if run["subject"] == "weightlift"]
     if framework == "transformers" and own:
         grown = max(run["anonymous_growth_bytes"] for run in own)
@@ -116,26 +149,34 @@ def judged(runs: Sequence[Run], framework: str) -> list[Target]:
     past = [run for run in own if run["state"] == "cold" and run["options"].get("fasttensors")]
     if past:
         left, most = max(run["cached_after_bytes"] for run in past), HEADER_PAGES_BYTES
-        name = f"{TITLES[framework]}, fasttensors: cached after, MiB"
+        name = f"{known.title}, fasttensors: cached after, MiB"
         found.append(Target(name, number(left / MIB, 2), f"≤ {most / MIB:g}", left <= most))
-    equal = len({run["logits"] for run in measured(runs, framework)}) == 1
-    found.append(Target(f"{TITLES[framework]}: logits equal bit for bit", WORDS[equal], "yes", equal))
+    equal = _equal(runs, framework)
+    found.append(Target(f"{known.title}: {known.outcome} equal bit for bit", WORDS[equal], "yes", equal))
     return found
+
+
+def _equal(runs: Sequence[Run], framework: str) -> bool:
+    return len({run["outcome"] for run in measured(runs, framework)}) <= 1
+
+
+def _gains(runs: Sequence[Run], framework: str, digits: int) -> str:
+    values = [(state, faster(runs, framework, state)) for state in STATES]
+    return " and ".join(
+        f"{number(value, digits)} times as fast {state}" for state, value in values if value is not None
+    )
 
 
 def _block(framework: str) -> Callable[[Result], str]:
     def write(result: Result) -> str:
-        runs = result["runs"]
+        runs, known = result["runs"], FRAMEWORKS[framework]
         if not measured(runs, framework):
             return "Not recorded yet."
-        made, values = result["checkpoint"], [(state, faster(runs, framework, state)) for state in STATES]
-        said = " and ".join(f"{number(value)} times as fast {state}" for state, value in values if value is not None)
-        equal = len({run["logits"] for run in measured(runs, framework)}) == 1
-        alone = ", weights alone" if framework == "transformers" else ""
+        alone = ", weights alone" if known.figure == "weights_seconds" else ""
         return (
-            f"A Llama of {made['bytes'] / 1e9:.1f} GB onto a GPU{alone}: {said}; logits are "
-            f"{'equal bit for bit' if equal else '**not equal**'}.\nEverything about it is in the "
-            f"[benchmarks](../benchmarks.md#under-transformers-exllamav2-and-exllamav3).\n\n{loads(runs, framework)}"
+            f"{_model(result, known)} Onto a GPU{alone}: {_gains(runs, framework, 2)}; {known.outcome} "
+            f"{'equal bit for bit' if _equal(runs, framework) else '**not equal**'}.\nEverything about it is in the "
+            f"[benchmarks](../benchmarks.md#under-the-frameworks-that-load-models).\n\n{loads(runs, framework)}"
         )
 
     return write
@@ -144,23 +185,22 @@ def _block(framework: str) -> Callable[[Result], str]:
 def summary(result: Result) -> str:
     """What every framework gains, in one sentence."""
     runs = result["runs"]
-    gains = [
-        f"{title} "
-        + " and ".join(
-            f"{number(value, 1)} times as fast {state}"
-            for state in STATES
-            if (value := faster(runs, framework, state)) is not None
-        )
-        for framework, title in TITLES.items()
-        if measured(runs, framework)
-    ]
-    equal = all(len({run["logits"] for run in measured(runs, framework)}) <= 1 for framework in TITLES)
+    known = [name for name in FRAMEWORKS if measured(runs, name)]
+    gains = [f"{FRAMEWORKS[name].title} {_gains(runs, name, 1)}" for name in known]
+    equal = all(_equal(runs, name) for name in known)
     return (
-        f"A Llama of {result['checkpoint']['bytes'] / 1e9:.1f} GB onto a GPU, weightlift beside each framework's own "
-        f"loader: {'; '.join(gains)}.\nLogits are {'equal bit for bit' if equal else '**not equal**'}. "
+        f"Whole models onto a GPU, weightlift beside each framework's own loader: {'; '.join(gains)}.\nWhat they make "
+        f"of the same input is {'equal bit for bit' if equal else '**not equal**'}. "
         "Recorded in `benchmarks/results/integrations.json` by `benchmarks/integrations.py`."
     )
 
 
-BLOCKS: Final = {f"integrations {framework}": ("integrations", _block(framework)) for framework in TITLES}
-"""What stands on each framework's own page."""
+BLOCKS: Final = {
+    known.page: {
+        f"integrations {name}": ("integrations", _block(name))
+        for name, one in FRAMEWORKS.items()
+        if one.page == known.page
+    }
+    for known in FRAMEWORKS.values()
+}
+"""What stands on the pages under ``docs/integrations``."""

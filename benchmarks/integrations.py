@@ -1,10 +1,11 @@
-"""What weightlift changes under transformers, ExLlamaV2 and ExLlamaV3: load times, host memory, and nothing else.
+"""What weightlift changes under the frameworks that load models: load times, host memory, and nothing else.
 
-Makes a random Llama checkpoint in half precision, then loads it in a fresh process per run, stock and with weightlift
-underneath, warm and cold, and compares the digests of logits. Nothing is fetched. Results are written after every run,
-so that a run cut short still leaves its part; with ``--only``, those of other frameworks in the file stay.
+Makes models with random weights, then loads them in a fresh process per run, stock and with weightlift underneath, warm
+and cold in turns, and compares what models make of the same input. Nothing is fetched. Results are written after every
+run, so that a run cut short still leaves its part; with ``--only``, those of other frameworks in the file stay. vLLM's
+kernels take no part in loading, so its Python packages are enough.
 
-    python benchmarks/integrations.py --output results.json            # a GPU, some 8 minutes
+    python benchmarks/integrations.py --output results.json            # a GPU, some 15 minutes
     python benchmarks/integrations.py --only exllamav3 --output results.json
     python benchmarks/integrations.py --tiny --device cpu --output x.json  # the same steps in seconds, to try them
 """
@@ -20,61 +21,19 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import environment
-import integration_figures
 import integration_runs
 import states
+from integration_figures import FRAMEWORKS, loads
 
 from weightlift.bench.cache_states import StateNotReached
 from weightlift.integrations.versions import installed_version
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-PACKAGES = ("weightlift", "torch", "transformers", "accelerate", "safetensors", "exllamav2", "exllamav3")
-FRAMEWORKS = ("transformers", "exllamav2", "exllamav3")
-COLD_FRACTION = 0.01
-"""So much of the files may be cached for a load to count as cold."""
-
-SHAPES = {
-    "full": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 14, "vocab_size": 32000},
-    "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "vocab_size": 512},
-}
-HEADS = {"full": 32, "tiny": 4}
-
-
-# ---- the checkpoint
-
-
-def make_checkpoint(folder: Path, size: str, device: str) -> dict[str, Any]:
-    """A Llama with random weights, in two shards or more, written to disk and known to be there."""
-    import torch
-    import transformers
-
-    torch.manual_seed(0)
-    heads = HEADS[size]
-    config = transformers.LlamaConfig(
-        **SHAPES[size],
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        max_position_embeddings=2048,
-        dtype=torch.float16,
-    )
-    with torch.device(device):
-        model = transformers.LlamaForCausalLM(config).to(torch.float16)
-    model.save_pretrained(folder, max_shard_size="4GB" if size == "full" else "300KB")
-    files = sorted(folder.glob("*.safetensors"))
-    for file in files:
-        descriptor = os.open(file, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
-    return {
-        "bytes": sum(file.stat().st_size for file in files),
-        "files": len(files),
-        "parameters": model.num_parameters(),
-    }
+COMPILED = ("exllamav2", "exllamav3")
+PACKAGES = ("weightlift", "torch", "accelerate", "safetensors", "transformers", "diffusers", "vllm", *COMPILED)
+MAKING = Path(__file__).resolve().parent / "integration_models.py"
 
 
 def bring_about(state: str, folder: Path) -> bool:
@@ -103,14 +62,16 @@ class Plan:
     def __init__(self, chosen: argparse.Namespace, folder: Path) -> None:
         self.folder = folder
         self.device = chosen.device
+        self.size = "tiny" if chosen.tiny else "full"
         self.output = Path(chosen.output)
         self.deadline = time.monotonic() + chosen.seconds
         where = environment.record(folder)
         where |= {"packages": {name: installed_version(name) for name in PACKAGES}, "gpus": gpus()}
         earlier = json.loads(self.output.read_text(encoding="utf-8")) if self.output.exists() else {}
         self.results: dict[str, Any] = {
-            "schema": 2,
+            "schema": 3,
             "taken": earlier.get("taken", {}) | dict.fromkeys(chosen.only, where),
+            "models": earlier.get("models", {}),
             "runs": [run for run in earlier.get("runs", ()) if _framework(run) not in chosen.only],
         }
 
@@ -121,16 +82,29 @@ class Plan:
         partial.write_text(text + "\n", encoding="utf-8")
         partial.replace(self.output)
 
+    def model(self, name: str) -> Path:
+        """The folder of a model, which is made when it is first asked for."""
+        folder = self.folder / name
+        if not folder.exists():
+            begin = time.monotonic()
+            making = [sys.executable, str(MAKING), name, str(folder), self.size, self.device]
+            made = subprocess.run(making, capture_output=True, text=True, check=True)
+            self.results["models"][name] = json.loads(made.stdout.splitlines()[-1]) | {
+                "seconds_to_make": time.monotonic() - begin
+            }
+            self.write()
+        return folder
+
     def run(self, framework: str, subject: str, state: str, **options: Any) -> dict[str, Any]:
         """One run; skipped with the reason if there is no time for it."""
         named = {"framework": framework, "subject": subject, "state": state, "options": options}
-        left = self.deadline - time.monotonic()
-        if left < 10:
+        if self.deadline - time.monotonic() < 10:
             record: dict[str, Any] = {"skipped": "no time left"}
         else:
-            verified = bring_about(state, self.folder)
-            request = named | {"folder": str(self.folder), "device": self.device}
-            record = self._start(request, left) | {"state_verified": verified}
+            folder = self.model(FRAMEWORKS[_framework(named)].model)
+            verified = bring_about(state, folder)
+            request = named | {"folder": str(folder), "device": self.device}
+            record = self._start(request, self.deadline - time.monotonic()) | {"state_verified": verified}
         self.results["runs"].append(named | record)
         self.write()
         shown = f"{record['seconds']:.2f} s" if "seconds" in record else record.get("skipped") or record.get("error")
@@ -162,15 +136,15 @@ def _framework(run: dict[str, Any]) -> str:
     return str(run["framework"]).removeprefix("try ")
 
 
-def main() -> int:
-    """Make the checkpoint, run everything there is time for, and write the results."""
+def arguments() -> argparse.Namespace:
+    """What to measure, and for how long."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", default="integrations.json", help="the results")
-    parser.add_argument("--folder", help="where the checkpoint is made; a temporary folder if left out")
+    parser.add_argument("--folder", help="where models are made; a temporary folder if left out")
     parser.add_argument("--device", default="cuda:0")
-    parser.add_argument("--tiny", action="store_true", help="a checkpoint of a few hundred KB, to try the steps")
-    parser.add_argument("--seconds", type=float, default=500, help="time for all of it")
-    parser.add_argument("--repeats", type=int, default=3, help="warm runs of each kind; cold ones are one fewer")
+    parser.add_argument("--tiny", action="store_true", help="models of a few hundred KB, to try the steps")
+    parser.add_argument("--seconds", type=float, default=900, help="time for all of it")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each kind")
     parser.add_argument(
         "--only", help=f"frameworks, in this order, with commas (default: all): {', '.join(FRAMEWORKS)}"
     )
@@ -179,48 +153,31 @@ def main() -> int:
     chosen.only = chosen.only.split(",") if chosen.only else list(FRAMEWORKS)
     if unknown := sorted(set(chosen.only) - set(FRAMEWORKS)):
         parser.error(f"no framework called {', '.join(unknown)}; there are {', '.join(FRAMEWORKS)}")
+    return chosen
+
+
+def main() -> int:
+    """Run everything there is time for, and write the results."""
+    chosen = arguments()
     if chosen.worker:
         print("RESULT", json.dumps(integration_runs.worker(json.loads(chosen.worker))), flush=True)
         return 0
     folder = Path(tempfile.mkdtemp(prefix="integrations-", dir=chosen.folder))
     try:
         plan = Plan(chosen, folder)
-        begin = time.monotonic()
-        # In a process of its own, so that its device memory is given back.
-        making = [sys.executable, "-c", MAKING, str(folder), "tiny" if chosen.tiny else "full", chosen.device]
-        made = subprocess.run(making, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
-        plan.results["checkpoint"] = json.loads(made.stdout.splitlines()[-1])
-        plan.results["checkpoint"]["seconds_to_make"] = time.monotonic() - begin
-        plan.write()
-        everything(plan, chosen.only, chosen.repeats)
+        for framework in chosen.only:
+            everything(plan, framework, chosen.repeats)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     for framework in chosen.only:
-        print(f"\n{framework}\n\n{integration_figures.loads(plan.results['runs'], framework)}")
+        print(f"\n{FRAMEWORKS[framework].title}\n\n{loads(plan.results['runs'], framework)}")
     return 0
 
 
-MAKING = """
-import json, sys
-from pathlib import Path
-from integrations import make_checkpoint
-print(json.dumps(make_checkpoint(Path(sys.argv[1]), sys.argv[2], sys.argv[3])))
-"""
-
-
-def everything(plan: Plan, frameworks: Sequence[str], repeats: int) -> None:
-    """The most telling runs first, stock and ours in turns, since machines change while they are measured."""
-    for state, count in (("warm", repeats), ("cold", max(repeats - 1, 1))):
-        for _ in range(count):
-            for subject in ("stock", "weightlift"):
-                if "transformers" in frameworks:
-                    plan.run("transformers", subject, state)
-    for framework in frameworks:
-        if framework != "transformers" and plan.device.startswith("cuda"):
-            _everything_compiled(plan, framework, repeats)
-
-
-def _everything_compiled(plan: Plan, framework: str, repeats: int) -> None:
+def everything(plan: Plan, framework: str, repeats: int) -> None:
+    """All runs of a framework, its own loader and ours in turns, since machines change while they are measured."""
+    if framework.startswith(COMPILED) and not plan.device.startswith("cuda"):
+        return
     tried = plan.run(f"try {framework}", "stock", "warm")
     if "error" in tried or "skipped" in tried:
         return
@@ -228,7 +185,7 @@ def _everything_compiled(plan: Plan, framework: str, repeats: int) -> None:
         for state in ("warm", "cold"):
             for subject in ("stock", "weightlift"):
                 plan.run(framework, subject, state)
-        if framework == "exllamav2":
+        if framework.startswith("exllamav2"):
             plan.run(framework, "weightlift", "cold", fasttensors=True)
 
 

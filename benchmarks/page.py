@@ -33,10 +33,7 @@ PAGE: Final = ROOT / "docs" / "benchmarks.md"
 BLOCKS: Final[dict[Path, Mapping[str, Block]]] = {
     ROOT / "README.md": {**readme_table.BLOCKS, "integrations": ("integrations", integration_figures.summary)},
     ROOT / "docs" / "reliability.md": {**reliability_figures.BLOCKS, **coverage_table.BLOCKS},
-    **{
-        ROOT / "docs" / "integrations" / f"{framework}.md": {name: block}
-        for framework, (name, block) in zip(integration_figures.TITLES, integration_figures.BLOCKS.items(), strict=True)
-    },
+    **{ROOT / "docs" / "integrations" / f"{page}.md": blocks for page, blocks in integration_figures.BLOCKS.items()},
 }
 """Pages with figures between other text, and their blocks: the results file, and what writes its figures."""
 MARK: Final = "<!-- {edge} of what benchmarks/page.py writes: {name} -->"
@@ -163,7 +160,7 @@ KNOWN: Final[dict[str, Known]] = {
         page_parts.calls,
     ),
     "integrations": Known(
-        "Under transformers, ExLlamaV2 and ExLlamaV3",
+        "Under the frameworks that load models",
         "benchmarks/integrations.py --output benchmarks/results/integrations.json",
         "load times of a framework with weightlift underneath",
         integration_figures.part,

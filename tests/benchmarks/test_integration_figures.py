@@ -24,13 +24,13 @@ def run(subject: str, state: str, seconds: float, **more: Any) -> dict[str, Any]
         "weights_seconds": seconds,
         "anonymous_growth_bytes": 10 * MIB,
         "cached_after_bytes": 0,
-        "logits": "a",
+        "outcome": "a",
         **more,
     }
 
 
 def result(*runs: dict[str, Any]) -> dict[str, Any]:
-    return {"runs": list(runs), "checkpoint": {"bytes": 6.2e9, "files": 2}}
+    return {"runs": list(runs), "models": {"llama": {"bytes": 6.2e9, "files": 2}}}
 
 
 @pytest.fixture
@@ -47,8 +47,8 @@ def test_medians_of_equal_runs_are_compared(figures: ModuleType) -> None:
     runs = [*stock, *ours, *others, failed]
     assert figures.faster(runs, "exllamav2", "warm") == 2.0
     assert figures.faster(runs, "exllamav2", "cold") is None
-    text = figures.BLOCKS["integrations exllamav2"][1](result(*runs))
-    assert "2.00 times as fast warm; logits are equal bit for bit" in text
+    text = figures.BLOCKS["exllamav2"]["integrations exllamav2"][1](result(*runs))
+    assert "2.00 times as fast warm; logits equal bit for bit" in text
     assert "| warm, its own loader | 3 | 4.00 | 3.00 | 10.0 | 0.00 |" in text
     assert "| warm, weightlift, fasttensors=True | 1 | 51.00 | 50.00 |" in text
 
@@ -70,7 +70,7 @@ def test_reading_that_was_not_timed_alone_has_no_figure(figures: ModuleType) -> 
     ("changes", "claim"),
     [
         ({"seconds": 9.0}, "ExLlamaV2, cold: times as fast"),
-        ({"logits": "b"}, "ExLlamaV2: logits equal bit for bit"),
+        ({"outcome": "b"}, "ExLlamaV2: logits equal bit for bit"),
         (
             {"options": {"fasttensors": True}, "cached_after_bytes": 2 * MIB},
             "ExLlamaV2, fasttensors: cached after, MiB",
@@ -90,12 +90,16 @@ def test_what_was_missed_is_said(figures: ModuleType, changes: dict[str, Any], c
 
 
 def test_a_framework_that_never_ran_is_not_shown(figures: ModuleType) -> None:
-    assert figures.BLOCKS["integrations transformers"][1](result(run("stock", "warm", 1.0))) == "Not recorded yet."
+    assert (
+        figures.BLOCKS["transformers"]["integrations transformers"][1](result(run("stock", "warm", 1.0)))
+        == "Not recorded yet."
+    )
 
 
 def test_the_readme_says_it_in_one_sentence(figures: ModuleType) -> None:
     runs = [run("stock", "warm", 4.0), run("weightlift", "warm", 2.0)]
     text = figures.summary(result(*runs))
-    assert "ExLlamaV2 1.7 times as fast warm.\nLogits are equal bit for bit." in text
+    assert "ExLlamaV2 1.7 times as fast warm.\nWhat they make of the same input is equal bit for bit." in text
     assert "transformers" not in text
-    assert "Logits are **not equal**" in figures.summary(result(*runs, run("weightlift", "cold", 1.0, logits="b")))
+    others = run("weightlift", "cold", 1.0, outcome="b")
+    assert "input is **not equal**" in figures.summary(result(*runs, others))

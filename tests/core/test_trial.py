@@ -107,7 +107,7 @@ def test_staged_ranges_say_nothing_about_direct_reads() -> None:
     assert find_trial([placed(0, 0, 2 * GIB, mirrored=False)], [facts()]) is None
 
 
-@pytest.mark.parametrize(("kept", "keep"), [(0.5, True), (1.0, True), (1.2, True), (1.3, False), (2.0, False)])
+@pytest.mark.parametrize(("kept", "keep"), [(0.5, True), (1.0, True), (1.3, True), (1.5, False), (2.0, False)])
 def test_keeping_may_cost_a_little(kept: float, keep: bool) -> None:
     decision = judge_trial(1.0, kept)
     assert decision.keep is keep

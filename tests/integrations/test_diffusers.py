@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import copy
+import os
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import diffusers
 import pytest
+import safetensors.torch
 import torch
 
 import weightlift
+from weightlift.integrations import diffusers as adapter
 from weightlift.integrations.pretrained import from_pretrained
 from weightlift.testing.differential import comparable
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from weightlift.testing.fake_devices import FakeDevices
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +78,128 @@ def test_a_sharded_model(unet: Path, arguments: dict[str, Any], adapted: bool) -
 def test_one_call_without_a_patch_of_ones_own(unet: Path) -> None:
     mine = from_pretrained(diffusers.UNet2DModel, unet, device_map="cpu")
     assert state(mine) == state(diffusers.UNet2DModel.from_pretrained(unet))
+
+
+@pytest.fixture(scope="module")
+def autoencoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model in one file, as most of diffusers' are."""
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("autoencoder")
+    diffusers.AutoencoderKL(block_out_channels=(32,), norm_num_groups=8, latent_channels=4).save_pretrained(folder)
+    assert len(list(folder.glob("*.safetensors"))) == 1
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "loads"),
+    [
+        ({}, 0),
+        ({"torch_dtype": torch.bfloat16}, 0),
+        ({"device_map": "cpu"}, 1),
+        ({"device_map": {"": "cpu"}, "torch_dtype": torch.float16}, 1),
+        pytest.param(
+            {"device_map": "cpu", "disable_mmap": True},
+            0,
+            # diffusers leaves that file to the garbage collector.
+            marks=pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+        ),
+    ],
+    ids=str,
+)
+def test_a_model_in_one_file(autoencoder: Path, arguments: dict[str, Any], loads: int) -> None:
+    stock = diffusers.AutoencoderKL.from_pretrained(autoencoder, **arguments)
+    with weightlift.patch() as patch:
+        mine = diffusers.AutoencoderKL.from_pretrained(autoencoder, **arguments)
+    assert state(mine) == state(stock)
+    assert mine.dtype is stock.dtype
+    # With a device map it is loaded once, when it is known where everything goes.
+    assert len(patch.reports) == loads
+    assert {parameter.device.type for parameter in mine.parameters()} == {"cpu"}
+
+
+def test_names_of_an_older_version(autoencoder: Path, tmp_path: Path) -> None:
+    """diffusers renames tensors between opening the file and placing them."""
+    older = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    tensors = {}
+    for name, tensor in safetensors.torch.load_file(next(autoencoder.glob("*.safetensors"))).items():
+        new = next((part for part in older if f".{part}." in name), None)
+        tensors[name if new is None else name.replace(new, older[new])] = tensor
+    assert any("proj_attn" in name for name in tensors)
+    safetensors.torch.save_file(tensors, tmp_path / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+    shutil.copy(autoencoder / "config.json", tmp_path)
+    with weightlift.patch() as patch:
+        mine = diffusers.AutoencoderKL.from_pretrained(tmp_path, device_map="cpu")
+    assert state(mine) == state(diffusers.AutoencoderKL.from_pretrained(autoencoder))
+    assert len(patch.reports) == 1
+
+
+def test_tensors_that_the_model_does_not_have(autoencoder: Path, tmp_path: Path) -> None:
+    tensors = safetensors.torch.load_file(next(autoencoder.glob("*.safetensors")))
+    tensors["of.another.model"] = torch.ones(3)
+    safetensors.torch.save_file(tensors, tmp_path / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+    shutil.copy(autoencoder / "config.json", tmp_path)
+    arguments: dict[str, Any] = {"device_map": "cpu", "output_loading_info": True}
+    _, stock = diffusers.AutoencoderKL.from_pretrained(tmp_path, **arguments)
+    with weightlift.patch():
+        _, mine = diffusers.AutoencoderKL.from_pretrained(tmp_path, **arguments)
+    assert mine == stock
+    assert mine["unexpected_keys"] == ["of.another.model"]
+
+
+def test_a_file_that_is_cut_off(autoencoder: Path, tmp_path: Path) -> None:
+    shutil.copytree(autoencoder, tmp_path, dirs_exist_ok=True)
+    os.truncate(next(tmp_path.glob("*.safetensors")), 1000)
+    with pytest.raises(Exception, match="Unable to load weights") as stock:
+        diffusers.AutoencoderKL.from_pretrained(tmp_path, device_map="cpu")
+    with weightlift.patch(), pytest.raises(type(stock.value), match="Unable to load weights"):
+        diffusers.AutoencoderKL.from_pretrained(tmp_path, device_map="cpu")
+
+
+@pytest.mark.parametrize("sharded", [True, False], ids=["shards", "one file"])
+def test_weights_that_diffusers_places_itself(
+    unet: Path, autoencoder: Path, sharded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint says in its own configuration that it is quantised; its tensors are then needed in host memory."""
+    kind, folder = (diffusers.UNet2DModel, unet) if sharded else (diffusers.AutoencoderKL, autoencoder)
+    stock = kind.from_pretrained(folder, device_map="cpu")
+    module = diffusers.models.modeling_utils
+    seen: dict[str, Any] = {}
+    load_shard_file = module._load_shard_file
+
+    def load_as_if_not_quantised(shard_file: Any, *arguments: Any, **named: Any) -> Any:
+        seen.update({name: comparable(tensor) for name, tensor in module.load_state_dict(shard_file).items()})
+        return load_shard_file(shard_file, *arguments, **named | {"hf_quantizer": None})
+
+    monkeypatch.setattr(module, "_load_shard_file", load_as_if_not_quantised)
+    with weightlift.patch() as patch:
+        adapted = module._load_shard_file
+
+        def quantised(*arguments: Any, **named: Any) -> Any:
+            return adapted(*arguments, **named | {"hf_quantizer": "there is one"})
+
+        monkeypatch.setattr(module, "_load_shard_file", quantised)
+        kind.from_pretrained(folder, device_map="cpu")
+    assert seen == state(stock)
+    assert len(patch.reports) == 0
+
+
+def test_its_tensors_go_to_their_devices(autoencoder: Path, devices: FakeDevices) -> None:
+    """Onto (fake) GPUs by a map of modules; to go on, diffusers would need a torch that knows them."""
+    path = next(autoencoder.glob("*.safetensors"))
+    waiting = adapter._InFile(path, weightlift.open(path))
+    reports: list[Any] = []
+    placing = adapter._Adapter(diffusers.models.modeling_utils, {}, reports.append)
+    name = next(iter(waiting))
+    waiting["renamed.weight"] = waiting.pop(name)
+    found = placing.placed(waiting, {"encoder": "cuda:0", "renamed": 1, "": "cpu"})
+    for memory in devices.memories:
+        memory._gpu.settle()
+    expected = safetensors.torch.load_file(path)
+    expected["renamed.weight"] = expected.pop(name)
+    assert {name: comparable(tensor) for name, tensor in found.items()} == {
+        name: comparable(tensor) for name, tensor in expected.items()
+    }
+    assert set(reports[0].device.split(", ")) == {"cpu", "cuda:0", "cuda:1"}
 
 
 def test_an_autoencoder(tmp_path: Path) -> None:

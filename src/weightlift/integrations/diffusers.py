@@ -2,31 +2,135 @@
 
 diffusers loads a whole shard into host memory and moves it on tensor by tensor. Where a ``device_map`` says where they
 go, the adapter loads the shard there and hands diffusers the finished dictionary, which it takes in place of a path.
-Quantised models, which diffusers moves itself, keep its own way.
+
+A model in one file, as most are, is loaded before diffusers knows where its tensors go. It gets a dictionary whose
+tensors are still in the file then, which is all it needs to rename and compare them, and they are loaded once their
+devices are known. Quantised models, which diffusers moves itself, keep its own way.
 """
 
 from __future__ import annotations
 
+import contextvars
 import functools
+import importlib
 import os
 from typing import TYPE_CHECKING, Any, Final
 
 from weightlift.api import load
+from weightlift.api import open as open_checkpoint
 from weightlift.compat.safetensors.refusals import refusing
+from weightlift.errors import WeightliftError
+from weightlift.targets.frameworks import pick_framework, stored_shape
+from weightlift.types import Framework, HeaderRules
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from types import ModuleType
 
-    from weightlift.api import StateDict
+    from weightlift.api import Checkpoint
     from weightlift.description import TensorInfo
     from weightlift.integrations.replacing import Replacements
     from weightlift.keywords import LoadKeywords
     from weightlift.types import LoadReport
 
 PACKAGE: Final = "diffusers"
-MODULE: Final = "diffusers.models.model_loading_utils"
+MODULE: Final = "diffusers.models.modeling_utils"
 KNOWN_VERSIONS: Final = ("0.42.",)
+
+_waits: contextvars.ContextVar[bool] = contextvars.ContextVar("weightlift_diffusers", default=False)
+"""Whether a model is being loaded whose tensors can wait for their devices."""
+
+
+class _InFile(dict[str, Any]):
+    """What a file holds, as tensors without contents.
+
+    Args:
+        path: the file.
+        checkpoint: what its header says.
+
+    Attributes:
+        path: the file.
+        checkpoint: what its header says.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
+        maker = pick_framework(Framework.TORCH)
+        super().__init__(
+            (info.name, maker.empty(maker.stored_dtype(info.dtype), stored_shape(info.dtype, info.shape), "meta"))
+            for info in checkpoint.description
+        )
+        self.path, self.checkpoint = path, checkpoint
+        self._names = {id(tensor): name for name, tensor in self.items()}
+        self._tensors = tuple(self.values())  # none may go, or another could come to have its number
+
+    def names(self) -> dict[str, str]:
+        """Of each of the file's tensors that is still here, its name there and what it is called by now."""
+        return {self._names[id(tensor)]: name for name, tensor in self.items() if id(tensor) in self._names}
+
+
+class _Adapter:
+    """What takes the place of diffusers' functions.
+
+    Args:
+        module: diffusers' ``modeling_utils``.
+        keywords: how to load.
+        note: told of every load.
+    """
+
+    def __init__(self, module: ModuleType, keywords: LoadKeywords, note: Callable[[LoadReport], None]) -> None:
+        self.from_pretrained = module.ModelMixin.__dict__["from_pretrained"].__func__
+        self.load_state_dict, self.load_shard_file = module.load_state_dict, module._load_shard_file  # noqa: SLF001 - its seam
+        loading = importlib.import_module(module.load_state_dict.__module__)
+        self._device_of_parameter = loading._determine_param_device  # noqa: SLF001
+        self._keywords, self._note = keywords, note
+
+    def load(
+        self, file: str | os.PathLike[str] | Checkpoint, device_map: Any, called: Mapping[str, str]
+    ) -> dict[str, Any]:
+        """Load tensors of a file to where they go.
+
+        Args:
+            file: the file, or what its header says.
+            device_map: devices by names of modules.
+            called: which tensors, and what they are called in the model; all, and as in the file, if empty.
+
+        Returns:
+            Tensors by their names in the model.
+        """
+
+        def device_of(info: TensorInfo) -> str:
+            try:
+                device = self._device_of_parameter(called.get(info.name, info.name), device_map)
+            except ValueError:
+                # Not one of the model's: diffusers says so itself.
+                return "cpu"
+            if device == "disk":
+                return "cpu"
+            return f"cuda:{device}" if isinstance(device, int) else str(device)
+
+        chosen: LoadKeywords = {"names": list(called)} if called else {}
+        options: LoadKeywords = {**self._keywords, **chosen, "device": device_of, "framework": "torch"}
+        with refusing():
+            loaded = load(file, **options)
+        self._note(loaded.report)
+        return {called.get(name, name): tensor for name, tensor in loaded.items()}
+
+    def placed(self, state: _InFile, device_map: Any) -> dict[str, Any]:
+        """What is left of a file with its contents where they go."""
+        called = state.names()
+        return dict(state) | (self.load(state.checkpoint, device_map, called) if called else {})
+
+    def filled(self, state: _InFile) -> dict[str, Any]:
+        """What is left of a file with its contents in host memory, as diffusers would have it."""
+        contents, called = self.load_state_dict(state.path), state.names()
+        return dict(state) | {name: contents[in_file] for in_file, name in called.items()}
+
+    def in_file(self, path: Any) -> _InFile | None:
+        """What a file holds, or ``None`` if it cannot be read: diffusers has sentences of its own for that."""
+        try:
+            return _InFile(path, open_checkpoint(path, header=self._keywords.get("header", HeaderRules.REFERENCE)))
+        except (WeightliftError, OSError):
+            return None
 
 
 def install(
@@ -38,44 +142,46 @@ def install(
     """Put the adapter in place.
 
     Args:
-        module: diffusers' ``model_loading_utils``.
+        module: diffusers' ``modeling_utils``.
         replacements: remembers what was replaced.
         keywords: how to load, as for :class:`~weightlift.options.LoadOptions`.
         note: told of every load that was made.
     """
-    original, determine_device = module._load_shard_file, module._determine_param_device  # noqa: SLF001 - its seam
+    adapter = _Adapter(module, keywords, note)
 
-    @functools.wraps(original)
-    def _load_shard_file(shard_file: Any, *arguments: Any, device_map: Any = None, **named: Any) -> Any:
-        if device_map and not arguments and named.get("low_cpu_mem_usage") and _is_ours(shard_file, named):
-            state = _load(shard_file, device_map, determine_device, keywords)
-            note(state.report)
-            shard_file = dict(state)
-        return original(shard_file, *arguments, device_map=device_map, **named)
-
-    replacements.replace(original, _load_shard_file)
-
-
-def _is_ours(shard_file: Any, named: Mapping[str, Any]) -> bool:
-    return (
-        isinstance(shard_file, str | os.PathLike)
-        and str(shard_file).endswith(".safetensors")
-        and named.get("hf_quantizer") is None
-        and not named.get("disable_mmap")
-    )
-
-
-def _load(shard_file: Any, device_map: Any, determine_device: Any, keywords: LoadKeywords) -> StateDict[Any]:
-    def device_of(info: TensorInfo) -> str:
+    @functools.wraps(adapter.from_pretrained)
+    def from_pretrained(cls: Any, *arguments: Any, **named: Any) -> Any:
+        token = _waits.set(named.get("device_map") is not None and named.get("quantization_config") is None)
         try:
-            device = determine_device(info.name, device_map)
-        except ValueError:
-            # Not one of the model's: diffusers says so itself.
-            return "cpu"
-        if device == "disk":
-            return "cpu"
-        return f"cuda:{device}" if isinstance(device, int) else str(device)
+            return adapter.from_pretrained(cls, *arguments, **named)
+        finally:
+            _waits.reset(token)
 
-    with refusing():
-        options: LoadKeywords = {**keywords, "device": device_of, "framework": "torch"}
-        return load(shard_file, **options)
+    @functools.wraps(adapter.load_state_dict)
+    def load_state_dict(checkpoint_file: Any, disable_mmap: bool = False, **named: Any) -> Any:  # noqa: FBT001, FBT002 - diffusers'
+        if _waits.get() and not named and not disable_mmap and _is_safetensors(checkpoint_file):
+            found = adapter.in_file(checkpoint_file)
+            if found is not None:
+                return found
+        return adapter.load_state_dict(checkpoint_file, disable_mmap, **named)
+
+    @functools.wraps(adapter.load_shard_file)
+    def _load_shard_file(shard_file: Any, *arguments: Any, device_map: Any = None, **named: Any) -> Any:
+        placed = device_map and not arguments and named.get("low_cpu_mem_usage") and named.get("hf_quantizer") is None
+        if isinstance(shard_file, _InFile):
+            shard_file = adapter.placed(shard_file, device_map) if placed else adapter.filled(shard_file)
+        elif placed and _is_safetensors(shard_file) and not named.get("disable_mmap"):
+            shard_file = adapter.load(shard_file, device_map, {})
+        token = _waits.set(False)  # what is read from here on is needed at once
+        try:
+            return adapter.load_shard_file(shard_file, *arguments, device_map=device_map, **named)
+        finally:
+            _waits.reset(token)
+
+    replacements.set(module.ModelMixin, "from_pretrained", classmethod(from_pretrained))
+    replacements.replace(adapter.load_state_dict, load_state_dict)
+    replacements.replace(adapter.load_shard_file, _load_shard_file)
+
+
+def _is_safetensors(path: Any) -> bool:
+    return isinstance(path, str | os.PathLike) and str(path).endswith(".safetensors")
