@@ -117,7 +117,7 @@ class Keeping:
             self.keeps, self.missed = False, wanted
 
     def judge(self, kept_seconds: Sequence[float], direct_seconds: Sequence[float]) -> CacheDecision:
-        """Decide by what the workers spent on the parts of the trial in each round, of which the last counts.
+        """Decide by how long the parts of the trial took in each round, of which the last counts.
 
         Returns:
             The decision.
@@ -143,9 +143,3 @@ class Keeping:
             if found is not None and not self.keeps:
                 self.decision, self.missed = found, self.missed if found.keep else ()
         return self.decision
-
-
-def reading_seconds(counters: Counters) -> float:
-    """What workers have spent on getting bytes to where they go."""
-    reading = counters.storage_seconds + counters.cache_seconds + counters.populate_seconds
-    return reading + counters.copy_seconds + counters.device_seconds

@@ -232,6 +232,7 @@ class Counters(NamedTuple):
         slot_wait_seconds: waiting for a slot to come back.
         device_seconds: submitting copies to devices and waiting for them.
         register_seconds: registering slots with a device's runtime.
+        busy_seconds: in which at least one worker carried out a chunk; once each, however many did.
         workers: workers that may claim.
         running: workers alive.
     """
@@ -248,6 +249,7 @@ class Counters(NamedTuple):
     slot_wait_seconds: float
     device_seconds: float
     register_seconds: float
+    busy_seconds: float
     workers: int
     running: int
 

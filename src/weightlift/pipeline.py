@@ -16,7 +16,7 @@ from weightlift.engines.choice import make_engine
 from weightlift.engines.probing import run_probes
 from weightlift.failures import abandon, raise_failure
 from weightlift.host.memory import headroom
-from weightlift.keeping import Keeping, Where, reading_seconds
+from weightlift.keeping import Keeping, Where
 from weightlift.load_staging import size_staging, take_staging
 from weightlift.operations import ChunkReady, Engine, Event, Extent, ExtentDone, Failure
 from weightlift.plan import CacheDecision, batches, decide_cache, extents_of, in_turns
@@ -187,7 +187,7 @@ class Transfer:
         self.cache = decision
 
     def _try(self, keeping: Keeping, target: Target) -> None:
-        """Read parts one way and the other, and decide by what workers spent on them, whatever holds this thread up."""
+        """Read parts one way and the other, and decide by how long that took, whatever holds this thread up."""
         assert keeping.trial is not None
         kept_seconds, direct_seconds = [], []
         for kept, direct in keeping.trial.rounds:
@@ -198,10 +198,11 @@ class Transfer:
 
     def _spend(self, parts: Sequence[Wanted], target: Target, *, keep: bool) -> float:
         assert self._engine is not None
-        before = reading_seconds(self._engine.counters())
+        # Time in which workers were busy, however many: of several that wait for one drive each waits the longer.
+        before = self._engine.counters().busy_seconds
         self._hand_in(parts, target, keep=keep)
         self._serve(target)
-        return reading_seconds(self._engine.counters()) - before
+        return self._engine.counters().busy_seconds - before
 
     def _add(self, extents: Sequence[Extent]) -> None:
         assert self._engine is not None

@@ -90,7 +90,9 @@ enum {
     STEP_POPULATE, STEP_REGISTER, STEP_READ, STEP_COPY, STEP_DEVICE_COPY, STEP_DEVICE_WAIT, STEP_SLOT_WAIT, STEP_UNDER_WAY
 };
 enum {
-    TIME_READ_STORAGE, TIME_READ_CACHE, TIME_POPULATE, TIME_COPY, TIME_WAIT_SLOT, TIME_DEVICE, TIME_REGISTER, TIME_COUNT
+    TIME_READ_STORAGE, TIME_READ_CACHE, TIME_POPULATE, TIME_COPY, TIME_WAIT_SLOT, TIME_DEVICE, TIME_REGISTER,
+    TIME_BUSY, /* while any worker carries out a chunk, however many do; the others are summed over workers */
+    TIME_COUNT
 };
 
 typedef struct {
@@ -284,6 +286,8 @@ struct wl_engine {
     uint64_t allowed; /* nothing is claimed once so many bytes have been */
     int stopping, failed, populate_refused;
     wl_counters counters;
+    uint32_t busy; /* workers that carry out a chunk */
+    uint64_t busy_since;
 
     step_ring trace;
     watchdog watch;
@@ -964,6 +968,7 @@ static void carry_out(worker *self, chunk *c) {
     int to_device = c->extent.sink == SINK_DEVICE;
     do {
         begin(self, c, STAGE_READING);
+        if (!engine->busy++) engine->busy_since = now_ns();
         pthread_mutex_unlock(&engine->lock);
 
         if (c->extent.flags & FLAG_LANE) shard.fd = own_descriptor(self, c->extent.shard, shard.fd);
@@ -972,6 +977,7 @@ static void carry_out(worker *self, chunk *c) {
 
         pthread_mutex_lock(&engine->lock);
         self->activity.busy = 0;
+        if (!--engine->busy) engine->counters.nanoseconds[TIME_BUSY] += now_ns() - engine->busy_since;
         if (!done.result.failure) engine->counters.read_bytes += c->length;
         c->kept = to_device && c->extent.flags & FLAG_LANE && !done.result.failure && !ends_extent(c);
         if (to_device && !done.result.failure) queue_copy(self, c, &done);
@@ -1248,7 +1254,7 @@ EXPORT void wl_probe(wl_probe_job *jobs, uint64_t count, uint32_t threads) {
 
 /* ---- what Python calls ----------------------------------------------------------------------------------------- */
 
-EXPORT uint32_t wl_abi(void) { return 8; }
+EXPORT uint32_t wl_abi(void) { return 9; }
 
 EXPORT void wl_free(wl_engine *engine) {
     if (!engine) return;
@@ -1452,6 +1458,7 @@ EXPORT void wl_return_slot(wl_engine *engine, uint32_t slot) {
 EXPORT void wl_read_counters(wl_engine *engine, wl_counters *counters) {
     pthread_mutex_lock(&engine->lock);
     *counters = engine->counters;
+    if (engine->busy) counters->nanoseconds[TIME_BUSY] += now_ns() - engine->busy_since;
     counters->workers = engine->limit < engine->started ? engine->limit : engine->started;
     counters->running = engine->running;
     pthread_mutex_unlock(&engine->lock);

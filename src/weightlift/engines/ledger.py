@@ -101,6 +101,9 @@ class Ledger:
         self.stopping = False
         self.submitted_bytes = 0
         self.steps = StepRing()
+        self._busy = 0
+        self._busy_since = 0.0
+        self._busy_seconds = 0.0
         self._submissions = 0
         self._slots = slots
         self._free_slots = list(range(slots.count))
@@ -223,6 +226,22 @@ class Ledger:
     def take_slot(self) -> int:
         """A free slot, -1 if there is none."""
         return self._free_slots.pop() if self._free_slots else -1
+
+    def begin_work(self) -> None:
+        """A worker starts to carry out a chunk."""
+        if not self._busy:
+            self._busy_since = time.monotonic()
+        self._busy += 1
+
+    def end_work(self) -> None:
+        """A worker has carried out a chunk."""
+        self._busy -= 1
+        if not self._busy:
+            self._busy_seconds += time.monotonic() - self._busy_since
+
+    def busy_seconds(self) -> float:
+        """How long at least one worker was carrying out a chunk."""
+        return self._busy_seconds + (time.monotonic() - self._busy_since if self._busy else 0.0)
 
     def release_slot(self, slot: int) -> None:
         """Give a slot back."""

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from weightlift.device_operations import Devices, SlotMemory
 
-_ABI: Final = 8
+_ABI: Final = 9
 _EVENTS_PER_POLL: Final = 64
 _ACTIVITY_ROOM: Final = 64
 _NANOSECONDS: Final = 1e-9
@@ -95,7 +95,7 @@ class _Counters(ctypes.Structure):
         ("landed_bytes", ctypes.c_uint64),
         ("reads", ctypes.c_uint64),
         ("fallbacks", ctypes.c_uint64),
-        ("nanoseconds", ctypes.c_uint64 * 7),
+        ("nanoseconds", ctypes.c_uint64 * 8),
         ("workers", ctypes.c_uint32),
         ("running", ctypes.c_uint32),
     )
@@ -306,7 +306,7 @@ class NativeEngine:
         raw = _Counters()
         self._library.wl_read_counters(self._engine, ctypes.byref(raw))
         times = (nanoseconds * _NANOSECONDS for nanoseconds in raw.nanoseconds)
-        storage, cache, populate, copy, slot_wait, device, register = times
+        storage, cache, populate, copy, slot_wait, device, register, busy = times
         return Counters(
             claimed_bytes=raw.claimed_bytes,
             read_bytes=raw.read_bytes,
@@ -320,6 +320,7 @@ class NativeEngine:
             slot_wait_seconds=slot_wait,
             device_seconds=device,
             register_seconds=register,
+            busy_seconds=busy,
             workers=raw.workers,
             running=raw.running,
         )

@@ -111,7 +111,13 @@ class PythonEngine:
         ledger = self._ledger
         with ledger.lock:
             workers = min(ledger.limit, len(self._threads))
-            return Counters(**asdict(ledger.totals), populate_seconds=0.0, workers=workers, running=ledger.running)
+            return Counters(
+                **asdict(ledger.totals),
+                populate_seconds=0.0,
+                busy_seconds=ledger.busy_seconds(),
+                workers=workers,
+                running=ledger.running,
+            )
 
     def shard_use(self, shard: int) -> ShardUse:
         """See :class:`~weightlift.operations.Engine`."""

@@ -110,8 +110,10 @@ class Worker:
             chunk, copy = following, None
             self._chunk = chunk
             self._doing.enter(Stage.READING)
+            self._ledger.begin_work()
             with self._unlocked:
                 outcome = self._move(chunk)
+            self._ledger.end_work()
             self._chunk = None
             if outcome.copying:
                 self._ledger.under_way(chunk)

@@ -321,3 +321,16 @@ class EngineConformance(ABC):
         assert (second.cache_seconds, second.copy_seconds) == (first.cache_seconds, first.copy_seconds)
         assert (second.running, second.workers) == (3, 3)
         stop(engine)
+
+    def test_time_in_which_any_worker_is_busy_counts_once(self, bench: Bench) -> None:
+        engine = self.start(bench)
+        begin = time.monotonic()
+        engine.submit([bench.extent(ReadPath.BUFFERED, Sink.COPY, 0, FILE_BYTES)])
+        run_to_end(engine, 1, Landing(bench.contents))
+        elapsed, busy = time.monotonic() - begin, engine.counters()
+        assert 0 < busy.busy_seconds <= elapsed
+        spent = busy.storage_seconds + busy.cache_seconds + busy.copy_seconds
+        assert spent <= busy.workers * busy.busy_seconds
+        # Nothing is to be done, and no time goes by.
+        assert engine.counters().busy_seconds == busy.busy_seconds
+        stop(engine)
