@@ -87,7 +87,11 @@ def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'weightlift' has no attribute {name!r}")
-    value = getattr(importlib.import_module(home), name)
+    from weightlift.collector import MANY, collector_resting
+
+    # A hundred modules are many new objects, which would have the collector go through all that torch has made.
+    with collector_resting(MANY):
+        value = getattr(importlib.import_module(home), name)
     globals()[name] = value
     return value
 

@@ -1,4 +1,4 @@
-"""Python's cyclic garbage collector, kept still while very many tensors are made.
+"""Python's cyclic garbage collector, kept still while very many tensors are made, and while modules are imported.
 
 It goes through everything that is new each time some hundreds of objects were made, and through everything there is
 now and then; none of these tensors can be garbage, and for hundreds of thousands that takes longer than making them

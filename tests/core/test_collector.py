@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
+import sys
 import threading
 from typing import TYPE_CHECKING
 
@@ -100,3 +102,24 @@ def test_a_load_of_many_tensors_is_hardly_interrupted(tmp_path: Path, method: st
         gc.callbacks.remove(note)
     assert len(state) == 20_000
     assert collections.count("start") < 10
+
+
+FIRST_USE = """
+import gc, importlib.abc, sys
+
+class Watching(importlib.abc.MetaPathFinder):
+    seen = {}
+    def find_spec(self, name, path, target=None):
+        self.seen[name] = gc.isenabled()
+
+sys.meta_path.insert(0, Watching())
+import weightlift
+weightlift.load
+assert gc.isenabled()
+print(Watching.seen["weightlift.api"], Watching.seen["weightlift.pipeline"])
+"""
+
+
+def test_modules_that_a_first_use_imports_are_made_without_it() -> None:
+    finished = subprocess.run([sys.executable, "-c", FIRST_USE], capture_output=True, text=True, check=True)
+    assert finished.stdout == "False False\n"

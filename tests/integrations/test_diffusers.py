@@ -117,6 +117,15 @@ def test_a_model_in_one_file(autoencoder: Path, arguments: dict[str, Any], loads
     assert {parameter.device.type for parameter in mine.parameters()} == {"cpu"}
 
 
+def test_a_pipeline_hands_its_device_map_to_its_models(unet: Path, tmp_path: Path) -> None:
+    model = diffusers.UNet2DModel.from_pretrained(unet)
+    diffusers.DDPMPipeline(model, diffusers.DDPMScheduler()).save_pretrained(tmp_path)
+    with weightlift.patch() as patch:
+        pipeline = diffusers.DDPMPipeline.from_pretrained(tmp_path, device_map="cpu")
+    assert state(pipeline.unet) == state(model)
+    assert len(patch.reports) == 1
+
+
 def test_names_of_an_older_version(autoencoder: Path, tmp_path: Path) -> None:
     """diffusers renames tensors between opening the file and placing them."""
     older = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
