@@ -8,9 +8,10 @@ holds for the drives and the kind of device as long as the process lives. No I/O
 from __future__ import annotations
 
 import threading
+from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from weightlift.trial import DIRECT_BYTES, KEPT_BYTES, WORTH_BYTES, cold_bytes, find_trial, judge_trial
+from weightlift.trial import DIRECT_BYTES, KEPT_BYTES, ROUNDS, WORTH_BYTES, cold_bytes, find_trial, judge_trial
 from weightlift.units import MIB
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 _SAMPLE_BYTES_MIN: Final = 8 * MIB
 """Smaller loads say more about starting and ending than about reading."""
 
-_COLD_SHARE_MIN: Final = 0.9
+COLD_SHARE_MIN: Final = 0.9
 """Of a load that tells something; the header of a shard is in the page cache always."""
 
 SAMPLES_BYTES: Final = 64 * MIB
@@ -31,6 +32,11 @@ SAMPLES_BYTES: Final = 64 * MIB
 
 _SAMPLE_BYTES_MAX: Final = 2 * SAMPLES_BYTES
 """Of one load: what is read past the page cache may have to be read into it once more. Larger ones make a trial."""
+
+
+_STREAM_SHARE_MIN: Final = 32
+"""A stream's units are read whole. One that is read directly may be so small a part of what is cold, or it would take
+too long to read once more."""
 
 
 class Where(NamedTuple):
@@ -111,7 +117,7 @@ class Keeping:
             self.trial = find_trial(wanted, facts)
         if self.trial is not None:
             self.keeps = False
-        elif total < _SAMPLE_BYTES_MIN or cold < _COLD_SHARE_MIN * total:
+        elif total < _SAMPLE_BYTES_MIN or cold < COLD_SHARE_MIN * total:
             self._record = None
         elif record.lacks_direct and total <= _SAMPLE_BYTES_MAX:
             self.keeps, self.missed = False, wanted
@@ -143,3 +149,70 @@ class Keeping:
             if found is not None and not self.keeps:
                 self.decision, self.missed = found, self.missed if found.keep else ()
         return self.decision
+
+
+class StreamKeeping:
+    """A stream's part in finding out: some of its first units are read one way, and some the other.
+
+    Args:
+        decision: what was decided from facts alone.
+        cold_bytes: how much will be read that is not in the page cache and could be read directly.
+        where: what a finding will hold for.
+
+    Attributes:
+        decision: what is decided now.
+        missed: ranges that are to stay in the page cache and were read past it.
+    """
+
+    def __init__(self, decision: CacheDecision, cold_bytes: int, where: Where) -> None:
+        self.decision = decision
+        self.missed: list[Wanted] = []
+        self._parts: deque[bool] = deque()
+        self._taken_bytes = 0
+        self._costs: list[float] = []
+        self._direct_bytes_max = cold_bytes // _STREAM_SHARE_MIN
+        if not decision.on_trial:
+            return
+        with _lock:
+            self._record = _records.setdefault(where, _Record())
+        if self._record.decision is not None:
+            self.decision = self._record.decision
+        elif cold_bytes >= WORTH_BYTES:
+            self._parts.extend((True, False) * ROUNDS)
+
+    @property
+    def under_way(self) -> bool:
+        """Whether there is still something to find out."""
+        return bool(self._parts)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the units taken make up a part of the trial, which is measured with nothing else under way."""
+        return self.under_way and self._taken_bytes >= (KEPT_BYTES if self._parts[0] else DIRECT_BYTES)
+
+    def take(self, wanted: Sequence[Wanted]) -> bool:
+        """Whether the next unit is read through the page cache."""
+        if not self._parts:
+            return self.decision.keep
+        nbytes = sum(want.length for want in wanted)
+        if not self._parts[0] and nbytes > self._direct_bytes_max:
+            self._parts.clear()
+            return self.decision.keep
+        self._taken_bytes += nbytes
+        if not self._parts[0]:
+            self.missed += wanted
+        return self._parts[0]
+
+    def measured(self, seconds: float) -> None:
+        """Everything taken since the part before has landed.
+
+        Args:
+            seconds: for how long any worker was busy with it.
+        """
+        self._costs.append(seconds / self._taken_bytes)
+        self._taken_bytes = 0
+        self._parts.popleft()
+        if not self._parts:
+            kept, direct = self._costs[-2:]
+            self.decision = self._record.decision = judge_trial(direct, kept)
+            self.missed = self.missed if self.decision.keep else []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from weightlift.keeping import COLD_SHARE_MIN, StreamKeeping
 from weightlift.pipeline import Transfer
 
 if TYPE_CHECKING:
@@ -25,13 +26,42 @@ class OpenTransfer(Transfer):
             total_bytes: most bytes that they will be.
         """
         self._total_bytes = total_bytes
+        self._stream: StreamKeeping | None = None
+        self._busy_before = 0.0
         self.pool = self._size_staging((), open_ended=True)
         self._begin()
+
+    def may_submit(self) -> bool:
+        """Whether one more target may be submitted: a part of a trial is measured with nothing else under way."""
+        stream = self._stream
+        if stream is None or not stream.is_full:
+            return True
+        counters = self._counters()
+        if counters.landed_bytes < self._submitted_bytes:
+            return False
+        stream.measured(counters.busy_seconds - self._busy_before)
+        self._busy_before = counters.busy_seconds
+        # What was decided since, for want of memory, stays.
+        if not stream.under_way and self.cache.keep:
+            self._decide(stream.decision)
+            self.shards.fetch(stream.missed)
+        return True
 
     def submit(self, target: Target) -> Sequence[Extent]:
         """Have the engine read what one more target wants; returns its extents."""
         self._targets.append(target)
-        return self._hand_in(target.prepare(), target, keep=self.cache.keep)
+        wanted = target.prepare()
+        if self._stream is None:
+            self._stream = StreamKeeping(self.cache, self._cold_bytes(), self._where(target))
+            self._decide(self._stream.decision)
+        keep = self._stream.take(wanted) and self.cache.keep
+        return self._hand_in(wanted, target, keep=keep)
+
+    def _cold_bytes(self) -> int:
+        """How much of a stream tells what reading directly is worth; none of one that is partly cached."""
+        cold = self._total_bytes - (self.shards.cached_before() or 0)
+        direct = all(self.shards.facts[index].direct for index in self._used)
+        return cold if direct and cold >= COLD_SHARE_MIN * self._total_bytes else 0
 
     def drop(self, target: Target) -> None:
         """Forget a target whose extents have all landed."""

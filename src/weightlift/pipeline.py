@@ -158,10 +158,12 @@ class Transfer:
 
     def _keep(self, wanted: Sequence[Wanted], target: Target) -> Keeping:
         """Decide whether what a target wants is kept, as far as that is known before it is read."""
-        drives = frozenset(self._description.shards[index].identity.device for index in self._used)
-        keeping = Keeping(self.cache, wanted, self.shards.facts, Where(drives, target.device))
+        keeping = Keeping(self.cache, wanted, self.shards.facts, self._where(target))
         self._decide(keeping.decision)
         return keeping
+
+    def _where(self, target: Target) -> Where:
+        return Where(frozenset(self._description.shards[index].identity.device for index in self._used), target.device)
 
     def _learn(self, keeping: Keeping, counters: Counters, seconds: float) -> None:
         """Remember what was seen of keeping, and have what was read past the page cache for comparison follow."""

@@ -199,7 +199,7 @@ class TensorStream:
 
     def _submit(self) -> None:
         """Hand units to the engine until the window is full or a finished one waits."""
-        while self._pending:
+        while self._pending and self._transfer.may_submit():
             # What has landed by now has its events waiting; what lands later is no reason to submit more before those
             # are taken, or a unit would be finished and nobody know.
             in_flight = self._submitted_bytes - self._transfer.landed_bytes()

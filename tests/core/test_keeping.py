@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import weightlift as wl
 from weightlift import keeping, load, trial
 from weightlift.host.residency import Residency, ResidencyMap, ResidencyRun
-from weightlift.keeping import Keeping, Where
-from weightlift.operations import Counters, Sink
+from weightlift.keeping import Keeping, StreamKeeping, Where
+from weightlift.open_ended import OpenTransfer
+from weightlift.operations import Counters, ReadPath, Sink
 from weightlift.plan import GRANULE_BYTES, CacheDecision, ShardFacts, Wanted
-from weightlift.testing import TensorSpec, write_checkpoint
+from weightlift.testing import TensorSpec, tensor_bytes, write_checkpoint
 from weightlift.trial import DIRECT_BYTES, ROUNDS
 from weightlift.units import GIB, KIB, MIB
 
@@ -157,11 +159,14 @@ def small_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keeping, "SAMPLES_BYTES", 8 * MIB)
 
 
-def load_cold(path: Path, megabytes: int, engine: str) -> LoadReport:
-    write_checkpoint(path, [TensorSpec("t", "U8", (megabytes * MIB,))])
+def empty_cache(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def load_cold(path: Path, megabytes: int, engine: str) -> LoadReport:
+    empty_cache(write_checkpoint(path, [TensorSpec("t", "U8", (megabytes * MIB,))]))
     report = load(path, device="null", engine=engine).report
     assert report.page_cache_before_bytes is not None
     if report.page_cache_before_bytes > MIB:
@@ -212,3 +217,125 @@ def test_files_loaded_one_by_one_find_out_as_well(
     cached = [(report.page_cache_after_bytes or 0) > 8 * MIB for report in reports]
     assert cached == [True, True, keep, keep]
     assert [report.cache_decided for report in reports] == ["keep", "keep", *["keep" if keep else "drop"] * 2]
+
+
+UNIT = [Wanted(0, 0, 40 * MIB, Sink.DISCARD)]
+
+
+def begin_stream(cold_bytes: int = 4 * GIB, where: Where = HERE) -> StreamKeeping:
+    return StreamKeeping(ON_TRIAL, cold_bytes, where)
+
+
+def find_out(stream: StreamKeeping, kept: float, direct: float) -> None:
+    """Have a stream read its first units, which take so many seconds in the last round."""
+    for last in (False, True):
+        for keeps, seconds in ((True, kept), (False, direct)):
+            assert stream.under_way
+            assert stream.take(UNIT) is keeps
+            assert stream.is_full
+            stream.measured(seconds if last else 1.0)
+    assert not stream.under_way
+
+
+@pytest.mark.parametrize(("kept", "keep"), [(1.2, True), (2.0, False)])
+def test_a_stream_reads_its_first_units_both_ways(kept: float, *, keep: bool) -> None:
+    stream = begin_stream()
+    find_out(stream, kept, 1.0)
+    assert stream.decision.keep is keep
+    assert stream.missed == (UNIT * ROUNDS if keep else [])
+    assert stream.take(UNIT) is keep
+    assert not stream.is_full
+    # It holds for whatever comes next.
+    assert begin_stream().take(UNIT) is begin(MODULE).keeps is keep
+    assert not begin_stream().under_way
+
+
+def test_a_part_of_a_stream_may_be_of_several_units() -> None:
+    stream = begin_stream()
+    small = [Wanted(0, 0, 12 * MIB, Sink.DISCARD)]
+    taken = []
+    while stream.under_way:
+        taken.append(stream.take(small))
+        if stream.is_full:
+            stream.measured(1.0)
+    assert taken == [True, True, True, False, False] * ROUNDS
+
+
+def test_a_stream_of_large_units_reads_none_of_them_twice() -> None:
+    stream = begin_stream(2 * GIB)
+    large = [Wanted(0, 0, 65 * MIB, Sink.DISCARD)]
+    assert stream.take(large)
+    stream.measured(1.0)
+    assert stream.take(large)
+    assert not stream.under_way
+    assert (stream.decision, stream.missed) == (ON_TRIAL, [])
+
+
+@pytest.mark.parametrize(
+    "decision", [ON_TRIAL, CacheDecision(keep=True, reason="keep"), CacheDecision(keep=False, reason="drop")], ids=str
+)
+def test_streams_with_nothing_to_find_out(decision: CacheDecision) -> None:
+    stream = StreamKeeping(decision, 0 if decision.on_trial else 4 * GIB, HERE)
+    assert not stream.under_way
+    assert stream.take(UNIT) is decision.keep
+
+
+@pytest.mark.needs("preadv", "cachestat")
+@pytest.mark.usefixtures("small_trials")
+@pytest.mark.parametrize("engine", ["native", "python"])
+@pytest.mark.parametrize("keep", [True, False])
+def test_what_is_streamed_is_cached_as_a_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, *, keep: bool
+) -> None:
+    took: list[float] = []
+    counters = OpenTransfer._counters
+
+    def judge(*seconds: float) -> CacheDecision:
+        took.extend(seconds)
+        return CacheDecision(keep, "so says the test")
+
+    def at_a_second_per_mib(self: OpenTransfer) -> Counters:
+        found = counters(self)
+        return found._replace(busy_seconds=found.landed_bytes / MIB)
+
+    monkeypatch.setattr(keeping, "judge_trial", judge)
+    monkeypatch.setattr(keeping, "_STREAM_SHARE_MIN", 4)
+    monkeypatch.setattr(OpenTransfer, "_counters", at_a_second_per_mib)
+    path = tmp_path / "model.safetensors"
+    specs = [TensorSpec(f"t{number}", "U8", (4 * MIB,)) for number in range(10)]
+    empty_cache(write_checkpoint(path, specs))
+    stream = wl.stream(path, engine=engine, framework="numpy")
+    assert [name for name, tensor in stream if tensor.tobytes() == tensor_bytes(specs[int(name[1:])])] == list(
+        wl.open(path)
+    )
+    report = stream.report
+    assert report is not None
+    if not report.method_used["direct"]:
+        pytest.skip(f"no direct reads here: {report.reason}")
+    assert took == [1 / MIB, 1 / MIB]
+    assert report.method_used["direct"] == (8 * MIB if keep else 32 * MIB)
+    after = report.page_cache_after_bytes
+    assert after is not None
+    assert after > path.stat().st_size - MIB if keep else not after
+    assert report.cache_decided == ("keep" if keep else "drop")
+
+
+@pytest.mark.needs("preadv", "cachestat")
+@pytest.mark.usefixtures("small_trials")
+def test_a_stream_that_memory_got_short_for_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the trial finds: what was found out on the way counts."""
+    monkeypatch.setattr(keeping, "judge_trial", lambda *_: CacheDecision(keep=True, reason="so says the test"))
+    monkeypatch.setattr(keeping, "_STREAM_SHARE_MIN", 4)
+    path = tmp_path / "model.safetensors"
+    empty_cache(write_checkpoint(path, [TensorSpec(f"t{number}", "U8", (4 * MIB,)) for number in range(10)]))
+    stream = wl.stream(path, framework="numpy")
+    next(stream)
+    stream._transfer._drop_cache()
+    extents = stream._transfer._extents
+    begun = len(extents)
+    assert len(list(stream)) == 9
+    assert ReadPath.BUFFERED not in {extent.path for extent in extents[begun:]}
+    report = stream.report
+    assert report is not None
+    assert report.cache_decided == "drop"
+    assert not report.page_cache_after_bytes
