@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -13,6 +13,7 @@ from weightlift.host.residency import Residency, ResidencyMap, ResidencyRun
 from weightlift.keeping import Keeping, StreamKeeping, Where
 from weightlift.open_ended import OpenTransfer
 from weightlift.operations import Counters, ReadPath, Sink
+from weightlift.pipeline import Transfer
 from weightlift.plan import GRANULE_BYTES, CacheDecision, ShardFacts, Wanted
 from weightlift.testing import TensorSpec, tensor_bytes, write_checkpoint
 from weightlift.trial import DIRECT_BYTES, ROUNDS
@@ -338,4 +339,24 @@ def test_a_stream_that_memory_got_short_for_keeps_nothing(tmp_path: Path, monkey
     report = stream.report
     assert report is not None
     assert report.cache_decided == "drop"
+    assert not report.page_cache_after_bytes
+
+
+@pytest.mark.needs("preadv", "cachestat")
+@pytest.mark.usefixtures("small_trials")
+def test_a_load_that_memory_got_short_for_in_its_trial_keeps_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spend = Transfer._spend
+
+    def spend_while_memory_gets_short(self: Transfer, *arguments: Any, **named: Any) -> float:
+        seconds = spend(self, *arguments, **named)
+        self._drop_cache()
+        return seconds
+
+    monkeypatch.setattr(Transfer, "_spend", spend_while_memory_gets_short)
+    monkeypatch.setattr(keeping, "judge_trial", lambda *_: CacheDecision(keep=True, reason="so says the test"))
+    report = load_cold(tmp_path / "model.safetensors", 40, "native")
+    assert report.cache_decided == "drop"
+    assert "memory got short" in report.reason
     assert not report.page_cache_after_bytes
