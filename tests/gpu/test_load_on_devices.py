@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -9,11 +10,12 @@ import pytest
 import torch
 
 import weightlift as wl
-from weightlift import pipeline, streaming
+from weightlift import keeping, pipeline, streaming
 from weightlift.errors import DeviceError, SelectionError
 from weightlift.formats import describe
 from weightlift.loading import transfer_rows
 from weightlift.options import LoadOptions
+from weightlift.plan import CacheDecision
 from weightlift.targets.access import gpu_access
 from weightlift.targets.device import ReadyEvents
 from weightlift.targets.frameworks import pick_framework
@@ -90,6 +92,33 @@ def test_a_stream_delivers_in_file_order(tmp_path: Path, gpu: FakeGpu, devices: 
     assert all(contents[spec.name] == tensor_bytes(spec) for spec in SPECS)
     assert tensors.report is not None
     assert tensors.report.staging == "pinned"
+
+
+@pytest.mark.needs("preadv", "cachestat")
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_stream_reads_its_first_tensors_both_ways(
+    tmp_path: Path, devices: FakeDevices, engine: str, monkeypatch: pytest.MonkeyPatch, *, keep: bool
+) -> None:
+    for name, value in {"WORTH_BYTES": 24 * MIB, "KEPT_BYTES": 8 * MIB, "DIRECT_BYTES": 4 * MIB}.items():
+        monkeypatch.setattr(keeping, name, value)
+    monkeypatch.setattr(keeping, "_STREAM_SHARE_MIN", 8)
+    monkeypatch.setattr(keeping, "judge_trial", lambda *_: CacheDecision(keep, "so says the test"))
+    specs = [TensorSpec(f"t{number:02}", "U8", (5 * MIB,)) for number in range(16)]
+    path = write_checkpoint(tmp_path / "model.safetensors", specs)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    with wl.stream(path, device="cuda:0", engine=engine) as tensors:
+        delivered = [(name, stored_bytes(tensor)) for name, tensor in tensors]
+    assert delivered == [(spec.name, tensor_bytes(spec)) for spec in specs]
+    report = tensors.report
+    assert report is not None
+    if not (report.page_cache_before_bytes or 0) < MIB or not report.method_used["direct"]:
+        pytest.skip(f"the page cache cannot be emptied here, or there are no direct reads: {report.reason}")
+    # Two tensors through the page cache and one past it, twice.
+    assert report.method_used["direct"] == (2 if keep else 12) * 5 * MIB
+    assert report.cache_decided == ("keep" if keep else "drop")
 
 
 @pytest.mark.parametrize("engine", ENGINES)
