@@ -157,7 +157,7 @@ def judged(runs: Sequence[Run], framework: str) -> list[Target]:
 
 
 def _equal(runs: Sequence[Run], framework: str) -> bool:
-    return len({run["outcome"] for run in measured(runs, framework)}) <= 1
+    return len({run["outcome"] for run in measured(runs, framework)}) == 1
 
 
 def _gains(runs: Sequence[Run], framework: str, digits: int) -> str:

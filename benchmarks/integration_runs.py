@@ -11,7 +11,7 @@ import importlib
 import time
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from peak import PeakMemory
 
@@ -20,6 +20,9 @@ from weightlift.health.cache.files import find_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+COMPILED = ("exllamav2", "exllamav3")
+"""Packages that are of no use without their extensions."""
 
 
 def digest(logits: Any) -> str:
@@ -186,24 +189,28 @@ def run_vllm(request: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def timed_calls(record: dict[str, Any], name: str, owner: Any, attribute: str) -> Iterator[None]:
-    """Seconds spent in one function inside the block; what it leaves under way on a device is not waited for."""
-    function, seconds = getattr(owner, attribute), 0.0
+def timed_calls(record: dict[str, Any], name: str, owner: Any, *attributes: str) -> Iterator[None]:
+    """Seconds spent in some functions inside the block; what they leave under way on a device is not waited for."""
+    functions = {attribute: getattr(owner, attribute) for attribute in attributes}
+    record[name] = 0.0
 
-    def timed_function(*arguments: Any, **named: Any) -> Any:
-        nonlocal seconds
-        begin = time.perf_counter()
-        try:
-            return function(*arguments, **named)
-        finally:
-            seconds += time.perf_counter() - begin
+    def timing(function: Any) -> Any:
+        def timed_function(*arguments: Any, **named: Any) -> Any:
+            begin = time.perf_counter()
+            try:
+                return function(*arguments, **named)
+            finally:
+                record[name] += time.perf_counter() - begin
 
-    setattr(owner, attribute, timed_function)
+        return timed_function
+
+    for attribute, function in functions.items():
+        setattr(owner, attribute, timing(function))
     try:
         yield
     finally:
-        setattr(owner, attribute, function)
-        record[name] = seconds
+        for attribute, function in functions.items():
+            setattr(owner, attribute, function)
 
 
 def run_exllamav2(request: dict[str, Any]) -> dict[str, Any]:
@@ -241,41 +248,6 @@ def run_exllamav2(request: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
-class Reading:
-    """Seconds that ExLlamaV3's extension, or what stands in for it, spends on reading inside the block.
-
-    Args:
-        loader: the module that calls the extension.
-    """
-
-    FUNCTIONS = ("stloader_read", "stloader_deferred_batch")
-
-    def __init__(self, loader: Any) -> None:
-        self.seconds = 0.0
-        self._loader, self._extension = loader, loader.ext
-
-    def __getattr__(self, name: str) -> Any:
-        function = getattr(self._extension, name)
-        if name not in self.FUNCTIONS:
-            return function
-
-        def timed_function(*arguments: Any) -> Any:
-            begin = time.perf_counter()
-            try:
-                return function(*arguments)
-            finally:
-                self.seconds += time.perf_counter() - begin
-
-        return timed_function
-
-    def __enter__(self) -> Self:
-        self._loader.ext = self
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._loader.ext = self._extension
-
-
 def run_exllamav3(request: dict[str, Any]) -> dict[str, Any]:
     """ExLlamaV3's own load with its own reader or ours, and the logits of a few tokens."""
     import torch
@@ -291,10 +263,10 @@ def run_exllamav3(request: dict[str, Any]) -> dict[str, Any]:
     # Files are opened with the configuration, so the reader has to be in place by then.
     with installed as found:
         model = Model.from_config(Config.from_directory(request["folder"]))
-        reading = Reading(importlib.import_module("exllamav3.loader.safetensors"))
+        reader = importlib.import_module("exllamav3.loader.safetensors").ext
+        reading = timed_calls(record, "weights_seconds", reader, "stloader_read", "stloader_deferred_batch")
         with reading, PeakMemory() as sampler, timed(record, "seconds", "cuda:0"):
             model.load(device="cuda:0")
-    record["weights_seconds"] = reading.seconds
     record["anonymous_growth_bytes"] = sampler.growth
     if found is not None:
         record["loads"] = found.loads
@@ -307,7 +279,7 @@ def run_exllamav3(request: dict[str, Any]) -> dict[str, Any]:
 def try_package(request: dict[str, Any]) -> dict[str, Any]:
     """Whether a framework can be had here, with its compiled extension; building that may take minutes, once."""
     name = request["framework"].removeprefix("try ").split()[0]
-    if name not in {"exllamav2", "exllamav3"}:
+    if name not in COMPILED:
         return {"package": getattr(importlib.import_module(name), "__version__", "unknown")}
     extension = getattr(importlib.import_module(f"{name}.ext"), f"{name}_ext")
     return {"extension": Path(getattr(extension, "__file__", "built in")).name}

@@ -27,11 +27,11 @@ import environment
 import integration_runs
 import states
 from integration_figures import FRAMEWORKS, loads
+from integration_runs import COMPILED
 
 from weightlift.bench.cache_states import StateNotReached
 from weightlift.integrations.versions import installed_version
 
-COMPILED = ("exllamav2", "exllamav3")
 PACKAGES = ("weightlift", "torch", "accelerate", "safetensors", "transformers", "diffusers", "vllm", *COMPILED)
 MAKING = Path(__file__).resolve().parent / "integration_models.py"
 

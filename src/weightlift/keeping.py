@@ -75,6 +75,11 @@ _records: dict[Where, _Record] = {}
 _lock = threading.Lock()
 
 
+def _record_of(where: Where) -> _Record:
+    with _lock:
+        return _records.setdefault(where, _Record())
+
+
 def forget() -> None:
     """Forget what loads of this process have shown, as if it had just begun."""
     with _lock:
@@ -106,8 +111,7 @@ class Keeping:
         self._record: _Record | None = None
         if not decision.on_trial:
             return
-        with _lock:
-            record = _records.setdefault(where, _Record())
+        record = _record_of(where)
         if record.decision is not None:
             self.decision, self.keeps = record.decision, record.decision.keep
             return
@@ -173,8 +177,7 @@ class StreamKeeping:
         self._direct_bytes_max = cold_bytes // _STREAM_SHARE_MIN
         if not decision.on_trial:
             return
-        with _lock:
-            self._record = _records.setdefault(where, _Record())
+        self._record = _record_of(where)
         if self._record.decision is not None:
             self.decision = self._record.decision
         elif cold_bytes >= WORTH_BYTES:

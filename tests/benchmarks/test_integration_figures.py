@@ -89,6 +89,10 @@ def test_what_was_missed_is_said(figures: ModuleType, changes: dict[str, Any], c
     assert missed == [claim]
 
 
+def test_nothing_is_equal_where_nothing_was_measured(figures: ModuleType) -> None:
+    assert not figures.judged([], "exllamav2")[-1].reached
+
+
 def test_a_framework_that_never_ran_is_not_shown(figures: ModuleType) -> None:
     assert (
         figures.BLOCKS["transformers"]["integrations transformers"][1](result(run("stock", "warm", 1.0)))

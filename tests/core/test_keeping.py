@@ -160,6 +160,18 @@ def small_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keeping, "SAMPLES_BYTES", 8 * MIB)
 
 
+def have_trials_say(monkeypatch: pytest.MonkeyPatch, *, keep: bool) -> list[float]:
+    """Decide every trial that way; what the trials measured comes into the list returned."""
+    took: list[float] = []
+
+    def judge(*seconds: float) -> CacheDecision:
+        took.extend(seconds)
+        return CacheDecision(keep, "so says the test")
+
+    monkeypatch.setattr(keeping, "judge_trial", judge)
+    return took
+
+
 def empty_cache(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
@@ -182,13 +194,7 @@ def load_cold(path: Path, megabytes: int, engine: str) -> LoadReport:
 def test_a_trial_leaves_all_of_a_file_cached_or_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, *, keep: bool
 ) -> None:
-    took: list[float] = []
-
-    def judge(*seconds: float) -> CacheDecision:
-        took.extend(seconds)
-        return CacheDecision(keep, "so says the test")
-
-    monkeypatch.setattr(keeping, "judge_trial", judge)
+    took = have_trials_say(monkeypatch, keep=keep)
     report = load_cold(tmp_path / "model.safetensors", 40, engine)
     assert all(seconds > 0 for seconds in took)
     assert sum(took) <= sum(report.worker_seconds.values())
@@ -209,7 +215,7 @@ def test_a_trial_leaves_all_of_a_file_cached_or_nothing(
 def test_files_loaded_one_by_one_find_out_as_well(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, *, keep: bool
 ) -> None:
-    monkeypatch.setattr(keeping, "judge_trial", lambda *_: CacheDecision(keep, "so says the test"))
+    have_trials_say(monkeypatch, keep=keep)
     reports = [load_cold(tmp_path / f"{number}.safetensors", 12, engine) for number in range(4)]
     if not reports[2].method_used["direct"]:
         pytest.skip(f"no direct reads here: {reports[2].reason}")
@@ -223,8 +229,8 @@ def test_files_loaded_one_by_one_find_out_as_well(
 UNIT = [Wanted(0, 0, 40 * MIB, Sink.DISCARD)]
 
 
-def begin_stream(cold_bytes: int = 4 * GIB, where: Where = HERE) -> StreamKeeping:
-    return StreamKeeping(ON_TRIAL, cold_bytes, where)
+def begin_stream(cold_bytes: int = 4 * GIB) -> StreamKeeping:
+    return StreamKeeping(ON_TRIAL, cold_bytes, HERE)
 
 
 def find_out(stream: StreamKeeping, kept: float, direct: float) -> None:
@@ -288,18 +294,13 @@ def test_streams_with_nothing_to_find_out(decision: CacheDecision) -> None:
 def test_what_is_streamed_is_cached_as_a_whole_or_not_at_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, *, keep: bool
 ) -> None:
-    took: list[float] = []
+    took = have_trials_say(monkeypatch, keep=keep)
     counters = OpenTransfer._counters
-
-    def judge(*seconds: float) -> CacheDecision:
-        took.extend(seconds)
-        return CacheDecision(keep, "so says the test")
 
     def at_a_second_per_mib(self: OpenTransfer) -> Counters:
         found = counters(self)
         return found._replace(busy_seconds=found.landed_bytes / MIB)
 
-    monkeypatch.setattr(keeping, "judge_trial", judge)
     monkeypatch.setattr(keeping, "_STREAM_SHARE_MIN", 4)
     monkeypatch.setattr(OpenTransfer, "_counters", at_a_second_per_mib)
     path = tmp_path / "model.safetensors"
@@ -325,7 +326,7 @@ def test_what_is_streamed_is_cached_as_a_whole_or_not_at_all(
 @pytest.mark.usefixtures("small_trials")
 def test_a_stream_that_memory_got_short_for_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the trial finds: what was found out on the way counts."""
-    monkeypatch.setattr(keeping, "judge_trial", lambda *_: CacheDecision(keep=True, reason="so says the test"))
+    have_trials_say(monkeypatch, keep=True)
     monkeypatch.setattr(keeping, "_STREAM_SHARE_MIN", 4)
     path = tmp_path / "model.safetensors"
     empty_cache(write_checkpoint(path, [TensorSpec(f"t{number}", "U8", (4 * MIB,)) for number in range(10)]))
@@ -355,7 +356,7 @@ def test_a_load_that_memory_got_short_for_in_its_trial_keeps_nothing(
         return seconds
 
     monkeypatch.setattr(Transfer, "_spend", spend_while_memory_gets_short)
-    monkeypatch.setattr(keeping, "judge_trial", lambda *_: CacheDecision(keep=True, reason="so says the test"))
+    have_trials_say(monkeypatch, keep=True)
     report = load_cold(tmp_path / "model.safetensors", 40, "native")
     assert report.cache_decided == "drop"
     assert "memory got short" in report.reason
