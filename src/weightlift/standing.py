@@ -19,6 +19,7 @@ from weightlift.errors import FileChangedError, TruncatedFileError
 from weightlift.fitting import explaining_device_memory, require_fit
 from weightlift.loading import load_rows, transfer_rows
 from weightlift.open_ended import OpenTransfer
+from weightlift.options import SMALLEST_HOST_MEMORY_BYTES
 from weightlift.reach import Reach
 from weightlift.summary import summarise
 from weightlift.types import Method
@@ -40,13 +41,22 @@ if TYPE_CHECKING:
 PARTS_MAX: Final = 1024
 """Of one load: an engine remembers all that it was given."""
 
+BESIDE_BYTES: Final = SMALLEST_HOST_MEMORY_BYTES
+"""What a load that stands leaves of its budget, for parts that go to host memory in between.
+
+They are filled in place, so little of them passes through staging.
+"""
+
+_SHARED_MIN: Final = 4
+"""From how many times as much on: a link is slower with less."""
+
 
 class PartLoads:
     """Loads of parts, of which those of the same files to the same GPUs are one load; safe to use from any thread.
 
     Args:
         note: told of every load when it has ended: at once where no GPU is reached through its runtime, else when other
-            files or devices are asked for, or by :meth:`close`.
+            files or GPUs are asked for, or by :meth:`close`.
     """
 
     def __init__(self, note: Callable[[LoadReport], None]) -> None:
@@ -63,11 +73,17 @@ class PartLoads:
                 if where.accesses and not where.staging_reason and not where.has_host_memory:
                     target, wanted = where.target(rows), where.device_bytes(rows)
                     return self._stand(description, rows, options, target, where.accesses, device_bytes=wanted)
-            # Two loads at once would take twice the budget.
-            self.close()
-            loaded, report = load_rows(description, rows, options)
+            loaded, report = load_rows(description, rows, self._beside(options))
             self._note(report)
             return loaded
+
+    def _beside(self, options: LoadOptions) -> LoadOptions:
+        """How to load what is no part of the load that stands, which ends if both together would exceed the budget."""
+        fixed = options.workers is not None or options.chunk_bytes is not None
+        if self._standing is not None and self._standing.leaves_room and options.device == "cpu" and not fixed:
+            return replace(options, host_memory=BESIDE_BYTES)
+        self.close()
+        return options
 
     def fill(
         self,
@@ -169,6 +185,9 @@ class _Standing:
         description: the first part, or what it is a part of.
         options: how.
         accesses: the GPUs.
+
+    Attributes:
+        leaves_room: a load of its own may take :data:`BESIDE_BYTES` meanwhile.
     """
 
     def __init__(self, description: Description, options: LoadOptions, accesses: Sequence[DeviceAccess]) -> None:
@@ -181,6 +200,9 @@ class _Standing:
         self._fit = self.weigh()
         require_fit(self._fit)
         self._options = within(self._fit, options)
+        self.leaves_room = self._options.host_memory >= _SHARED_MIN * BESIDE_BYTES
+        if self.leaves_room:
+            self._options = replace(self._options, host_memory=self._options.host_memory - BESIDE_BYTES)
         self._transfer = OpenTransfer(
             description,
             Reach(range(len(self._shards)), {}),

@@ -90,14 +90,35 @@ def test_parts_of_a_file_are_one_load(
     assert len(reports) == 1
 
 
-def test_another_device_other_options_or_the_cpu_end_it(bring: Bring, reports: list[Any]) -> None:
+def test_another_device_or_other_options_end_it(bring: Bring, reports: list[Any]) -> None:
     bring(0)
     bring(1, "cuda:1")
     assert [report.device for report in reports] == ["cuda:0"]
     bring(1, "cuda:1", method="buffered")
     assert [report.device for report in reports] == ["cuda:0", "cuda:1"]
-    assert bring(2, "cpu")["2.a"].shape == (64, 257)
-    assert [report.device for report in reports] == ["cuda:0", "cuda:1", "cuda:1", "cpu"]
+
+
+def test_what_goes_to_the_cpu_in_between_is_loaded_beside_it_within_the_budget(
+    bring: Bring, loads: PartLoads, reports: list[Any]
+) -> None:
+    bring(0)
+    assert bring(1, "cpu")["1.a"].shape == (64, 257)
+    bring(2)
+    loads.close()
+    beside, standing_load = reports
+    assert (beside.device, standing_load.device) == ("cpu", "cuda:0")
+    assert standing_load.tensors == 6
+    budget = LoadOptions().host_memory
+    assert beside.host_memory.budget_bytes + standing_load.host_memory.budget_bytes <= budget
+
+
+@pytest.mark.parametrize("keywords", [{"host_memory": 16 * MIB}, {"workers": 2}])
+def test_what_goes_to_the_cpu_ends_it_where_both_would_exceed_the_budget(
+    bring: Bring, reports: list[Any], keywords: dict[str, Any]
+) -> None:
+    bring(0, **keywords)
+    bring(1, "cpu", **keywords)
+    assert [report.device for report in reports] == ["cuda:0", "cpu"]
 
 
 def test_what_does_more_than_bring_bytes_stands_alone(bring: Bring, reports: list[Any]) -> None:

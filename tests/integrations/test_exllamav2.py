@@ -155,6 +155,34 @@ def test_quantised_tensors_are_private_and_arrive_together(
     assert (installed.loads, installed.report.tensors) == (1, 4 * len(LINEAR))
 
 
+def test_linears_that_are_rearranged_on_the_cpu_are_read_once_and_in_one_load_each(
+    exllamav2: Any, tmp_path: Path, devices: FakeDevices, installed: Installed
+) -> None:
+    """ExLlamaV2 puts the rows of gate and up in the order that down wants, on the CPU, in every layer of its own."""
+    linears = [f"model.layers.{layer}.mlp.{name}_proj" for layer in range(3) for name in ("down", "gate", "up")]
+    state = {
+        f"{linear}.{name}": tensor + place if name == "q_weight" else tensor.clone()
+        for place, linear in enumerate(linears)
+        for name, tensor in LINEAR.items()
+    }
+    path = tmp_path / "exl2.safetensors"
+    safetensors.torch.save_file(state, path)
+    file = exllamav2.module.STFile(str(path))
+    got = {
+        f"{linear}.{name}": file.get_tensor(f"{linear}.{name}", "cuda:0" if "down" in linear else "cpu")
+        for linear in linears
+        for name in LINEAR
+    }
+    devices.memories[0]._gpu.settle()
+    assert all(torch.equal(got[name], tensor) for name, tensor in state.items())
+    assert installed.loads == 6
+    exllamav2.stloader.cleanup_stfiles()
+    assert installed.report is not None
+    assert (installed.loads, installed.report.device) == (7, "cuda:0")
+    # Of the first layer gate and up came along, of the others no more.
+    assert installed.report.tensors == (3 + 1 + 1) * len(LINEAR)
+
+
 def test_out_of_memory_is_torchs_own_and_the_next_device_gets_everything(
     exllamav2: Any, quantised: Path, installed: Installed, fake_library: Path
 ) -> None:

@@ -42,6 +42,10 @@ _CONVERTED_GROUP_BYTES: Final = 128 << 20
 """The same where ExLlamaV2 converts each tensor to another type, so that both are there at once."""
 
 
+_QUANTISED: Final = (".q_weight", ".qweight")
+"""How the weights of quantised linears end, EXL2's and GPTQ's."""
+
+
 def install(*, allow_untested: bool = False, **keywords: Unpack[LoadKeywords]) -> Installed:
     """Have ExLlamaV2 load through weightlift from now on, models that are being loaded included.
 
@@ -129,6 +133,7 @@ class _Reader:
         self._files: dict[str, OpenedFile] = {}
         self._groups: dict[str, dict[str, list[int]]] = {}
         self._waiting: dict[tuple[str, str, str], Any] = {}
+        self._rearranged: set[str] = set()
         self.configured = self.told = False
 
     def _options(self, device: str) -> LoadOptions:
@@ -169,10 +174,18 @@ class _Reader:
 
     def _companions(self, filename: str, file: OpenedFile, row: int, device: str) -> list[int]:
         description = file.description
-        if device == "cpu":
-            # Fused weights are cut up there, read anew for each part.
-            return [row]
         group = self._groups[filename][_group(description.names[row])]
+        if device == "cpu":
+            # Quantised linears are rearranged there; fused weights are cut up there, read anew for each part.
+            linear = _linear(description.names[row])
+            group = [other for other in group if _linear(description.names[other]) == linear]
+            if not any(description.names[other].endswith(_QUANTISED) for other in group):
+                return [row]
+            self._rearranged.add(_in_every_layer(linear))
+        elif self._rearranged:
+            # What went to the CPU in one layer will in the next, and is not read for the device as well.
+            kinds = {other: _in_every_layer(_linear(description.names[other])) for other in group}
+            group = [other for other in group if other == row or kinds[other] not in self._rearranged]
         room = _GROUP_BYTES
         if any(description.dtype(other).name in {"BF16", "F32"} for other in group):
             room = _CONVERTED_GROUP_BYTES
@@ -194,8 +207,19 @@ class _Reader:
             self._waiting.clear()
             self._files.clear()
             self._groups.clear()
+            self._rearranged.clear()
 
 
 def _group(name: str) -> str:
     """The module of the model that a tensor belongs to: its linear's parent, such as ``model.layers.3.mlp``."""
     return name.rsplit(".", 2)[0]
+
+
+def _linear(name: str) -> str:
+    """The linear that a tensor belongs to, such as ``model.layers.3.mlp.up_proj``."""
+    return name.rpartition(".")[0]
+
+
+def _in_every_layer(linear: str) -> str:
+    """What a linear is called in every layer, such as ``model.layers.*.mlp.up_proj``."""
+    return ".".join("*" if part.isdigit() else part for part in linear.split("."))
