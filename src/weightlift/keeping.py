@@ -11,7 +11,17 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from weightlift.trial import DIRECT_BYTES, KEPT_BYTES, ROUNDS, WORTH_BYTES, cold_bytes, find_trial, judge_trial
+from weightlift.trial import (
+    DIRECT_BYTES,
+    KEPT_BYTES,
+    ROUNDS_MAX,
+    WORTH_BYTES,
+    cold_bytes,
+    cost_of,
+    find_trial,
+    judge_cost,
+    judge_rounds,
+)
 from weightlift.units import MIB
 
 if TYPE_CHECKING:
@@ -68,7 +78,7 @@ class _Record:
         self._seconds[kept] += seconds
         if self._bytes[False] >= SAMPLES_BYTES:
             direct, through = (self._seconds[kept] / self._bytes[kept] for kept in (False, True))
-            self.decision = judge_trial(direct, through)
+            self.decision = judge_cost(cost_of(direct, through))
 
 
 _records: dict[Where, _Record] = {}
@@ -108,6 +118,7 @@ class Keeping:
         self.decision, self.keeps = decision, decision.keep
         self.trial: Trial | None = None
         self.missed: Sequence[Wanted] = ()
+        self._costs: list[float] = []
         self._record: _Record | None = None
         if not decision.on_trial:
             return
@@ -126,18 +137,32 @@ class Keeping:
         elif record.lacks_direct and total <= _SAMPLE_BYTES_MAX:
             self.keeps, self.missed = False, wanted
 
-    def judge(self, kept_seconds: Sequence[float], direct_seconds: Sequence[float]) -> CacheDecision:
-        """Decide by how long the parts of the trial took in each round, of which the last counts.
+    @property
+    def rest(self) -> list[Wanted]:
+        """What the trial has not read."""
+        assert self.trial is not None
+        return self.trial.rest(len(self._costs))
+
+    def judge(self, kept_seconds: float, direct_seconds: float) -> bool:
+        """Decide by how long the parts of the rounds so far took.
+
+        Args:
+            kept_seconds: of the latest, what was read through the page cache.
+            direct_seconds: of the latest, what was read past it.
 
         Returns:
-            The decision.
+            Whether it is decided; if not, one more round is to be made.
         """
         assert self.trial is not None
         assert self._record is not None
-        decision = judge_trial(direct_seconds[-1] / DIRECT_BYTES, kept_seconds[-1] / KEPT_BYTES)
+        self._costs.append(cost_of(direct_seconds / DIRECT_BYTES, kept_seconds / KEPT_BYTES))
+        decision = judge_rounds(self._costs, len(self.trial.rounds))
+        if decision is None:
+            return False
         self.decision = self._record.decision = decision
-        self.keeps, self.missed, self._record = decision.keep, self.trial.direct if decision.keep else (), None
-        return decision
+        self.missed = self.trial.direct(len(self._costs)) if decision.keep else ()
+        self.keeps, self._record = decision.keep, None
+        return True
 
     def learn(self, counters: Counters, seconds: float) -> CacheDecision:
         """Remember how long a load that made no trial took for its bytes; returns the decision, now that it ends.
@@ -173,6 +198,7 @@ class StreamKeeping:
         self.missed: list[Wanted] = []
         self._parts: deque[bool] = deque()
         self._taken_bytes = 0
+        self._kept_per_byte = 0.0
         self._costs: list[float] = []
         self._direct_bytes_max = cold_bytes // _STREAM_SHARE_MIN
         if not decision.on_trial:
@@ -181,7 +207,7 @@ class StreamKeeping:
         if self._record.decision is not None:
             self.decision = self._record.decision
         elif cold_bytes >= WORTH_BYTES:
-            self._parts.extend((True, False) * ROUNDS)
+            self._parts.extend((True, False) * ROUNDS_MAX)
 
     @property
     def under_way(self) -> bool:
@@ -212,10 +238,14 @@ class StreamKeeping:
         Args:
             seconds: for how long any worker was busy with it.
         """
-        self._costs.append(seconds / self._taken_bytes)
+        per_byte = seconds / self._taken_bytes
         self._taken_bytes = 0
-        self._parts.popleft()
-        if not self._parts:
-            kept, direct = self._costs[-2:]
-            self.decision = self._record.decision = judge_trial(direct, kept)
-            self.missed = self.missed if self.decision.keep else []
+        if self._parts.popleft():
+            self._kept_per_byte = per_byte
+            return
+        self._costs.append(cost_of(per_byte, self._kept_per_byte))
+        decision = judge_rounds(self._costs, ROUNDS_MAX)
+        if decision is not None:
+            self._parts.clear()
+            self.decision = self._record.decision = decision
+            self.missed = self.missed if decision.keep else []

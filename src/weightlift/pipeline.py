@@ -175,7 +175,7 @@ class Transfer:
         """Give the engine what a target wants, after the trial if there is one to be made."""
         if keeping.trial is not None:
             self._try(keeping, target)
-            extents = self._plan(keeping.trial.rest, target, keep=keeping.keeps and self.cache.keep)
+            extents = self._plan(keeping.rest, target, keep=keeping.keeps and self.cache.keep)
         first = _FIRST_BATCH_BYTES if self._accesses else self._total_bytes
         for batch in batches(in_turns(extents, in_order=target.in_order), first, _MOST_BATCH_BYTES):
             self._add(target.bind(batch))
@@ -191,12 +191,12 @@ class Transfer:
     def _try(self, keeping: Keeping, target: Target) -> None:
         """Read parts one way and the other, and decide by how long that took, whatever holds this thread up."""
         assert keeping.trial is not None
-        rounds = [
-            (self._spend(kept, target, keep=True), self._spend(direct, target, keep=False))
-            for kept, direct in keeping.trial.rounds
-        ]
-        decision = keeping.judge(*zip(*rounds, strict=True))
-        self._decide(decision if self.cache.keep else self.cache)  # memory may have got short on the way
+        for kept, direct in keeping.trial.rounds:
+            decided = keeping.judge(self._spend(kept, target, keep=True), self._spend(direct, target, keep=False))
+            if decided or not self.cache.keep:  # memory may have got short on the way
+                break
+        if self.cache.keep:
+            self._decide(keeping.decision)
         self.supervisor.tune_anew()
 
     def _spend(self, parts: Sequence[Wanted], target: Target, *, keep: bool) -> float:

@@ -77,7 +77,7 @@ class _Shape(NamedTuple):
 _FROM_CACHE: Final = _Shape(12, 30, 4 * MIB)
 _FROM_STORAGE: Final = _Shape(10, 20, 3 * MIB)
 _TIGHT: Final = _Shape(10, 15, 3 * MIB)
-_PAGEABLE: Final = _Shape(3, 8, 4 * MIB)
+_PAGEABLE: Final = _Shape(5, 8, 4 * MIB)
 _PAGEABLE_FROM_STORAGE: Final = _Shape(4, 20, 3 * MIB)
 
 

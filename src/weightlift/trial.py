@@ -2,11 +2,14 @@
 
 Reading through the page cache fills it for the next load, and copies every byte once more. On most drives that costs
 nothing, since the drive is slower than the copy; on a very fast one it may halve the speed. No fact about the machine
-tells beforehand, so a load that would keep a large cold file first reads parts of it one way and the other, in turns.
+tells beforehand, so a load that would keep a large cold file first reads parts of it one way and the other, in turns,
+until that shows which way to go.
 """
 
 from __future__ import annotations
 
+from itertools import takewhile
+from statistics import median
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from weightlift.host.residency import Residency
@@ -15,15 +18,18 @@ from weightlift.plan import CacheDecision, Wanted, states
 from weightlift.units import GIB, MIB, align_down, align_up
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from weightlift.plan import ShardFacts
 
 WORTH_BYTES: Final = 1 * GIB
 """Cold bytes from which on a trial is made."""
 
-ROUNDS: Final = 2
-"""How often a trial reads a part each way. The last counts: the first also wakes up workers, memory and drive."""
+ROUNDS_MIN: Final = 2
+"""How often a trial reads a part each way at least. The first does not count: it also wakes up workers and drive."""
+
+ROUNDS_MAX: Final = 5
+"""How often it does so where it is not clear what keeping costs: a part takes a few milliseconds on such storage."""
 
 DIRECT_BYTES: Final = 16 * MIB
 """What it reads past the page cache each time: little, since it is read once more if files are kept."""
@@ -33,11 +39,11 @@ KEPT_BYTES: Final = 32 * MIB
 
 _PIECE_BYTES_MIN: Final = 8 * MIB
 _ALIGNMENT: Final = 2 * MIB
-_COST_MAX: Final = 1.4
-"""Keeping may seem to cost this many times what reading directly does: the next load saves more than that.
+_COST_MAX: Final = 1.3
+"""Keeping may seem to cost this many times what reading directly does: the next load saves more than that."""
 
-A trial says more than whole loads show, since its lanes are short and each begins slowly.
-"""
+_CLEAR: Final = 1.2
+"""A cost that many times above or below the limit needs no further round."""
 
 
 class Round(NamedTuple):
@@ -56,17 +62,21 @@ class Trial(NamedTuple):
     """A load's wanted ranges, split for a trial; each keeps the tag of the range it was cut from.
 
     Attributes:
-        rounds: what is compared, one after the other.
-        rest: everything else, in file order.
+        rounds: what may be compared, one after the other.
+        others: everything else, in file order.
     """
 
     rounds: tuple[Round, ...]
-    rest: tuple[Wanted, ...]
+    others: tuple[Wanted, ...]
 
-    @property
-    def direct(self) -> tuple[Wanted, ...]:
-        """All that is read past the page cache."""
-        return tuple(part for one in self.rounds for part in one.direct)
+    def direct(self, made: int) -> tuple[Wanted, ...]:
+        """All that so many rounds read past the page cache."""
+        return tuple(part for one in self.rounds[:made] for part in one.direct)
+
+    def rest(self, made: int) -> list[Wanted]:
+        """All that so many rounds leave to be read, in file order."""
+        parts = [part for one in self.rounds[made:] for side in one for part in side]
+        return list(_joined(sorted((*parts, *self.others), key=lambda part: (part.tag, part.offset))))
 
 
 def find_trial(wanted: Sequence[Wanted], shards: Sequence[ShardFacts]) -> Trial | None:
@@ -76,21 +86,23 @@ def find_trial(wanted: Sequence[Wanted], shards: Sequence[ShardFacts]) -> Trial 
         wanted: what will be read, in file order.
         shards: facts per shard.
     """
-    parts = [_Part(nbytes) for nbytes in (KEPT_BYTES, DIRECT_BYTES) * ROUNDS]
-    rest: list[Wanted] = []
+    parts = [_Part(nbytes) for nbytes in (KEPT_BYTES, DIRECT_BYTES) * ROUNDS_MAX]
+    others: list[Wanted] = []
     for index, want in enumerate(wanted):
         tagged, done = want._replace(tag=index), want.offset
         for part, begin, end in _pieces(tagged, shards[want.shard], parts):
             part.ranges.append(_cut(tagged, begin, end))
             if begin > done:
-                rest.append(_cut(tagged, done, begin))
+                others.append(_cut(tagged, done, begin))
             done = end
         if done < want.offset + want.length:
-            rest.append(_cut(tagged, done, want.offset + want.length))
-    if any(part.missing for part in parts):
+            others.append(_cut(tagged, done, want.offset + want.length))
+    whole = list(takewhile(lambda part: not part.missing, parts))
+    if len(whole) < 2 * ROUNDS_MIN:
         return None
-    ranges = [tuple(part.ranges) for part in parts]
-    return Trial(tuple(map(Round, ranges[::2], ranges[1::2])), tuple(rest))
+    ranges = [tuple(part.ranges) for part in whole[: len(whole) // 2 * 2]]
+    others += [one for part in parts[len(ranges) :] for one in part.ranges]
+    return Trial(tuple(map(Round, ranges[::2], ranges[1::2])), tuple(others))
 
 
 def cold_bytes(wanted: Sequence[Wanted], shards: Sequence[ShardFacts]) -> int:
@@ -145,14 +157,37 @@ def _cut(want: Wanted, begin: int, end: int) -> Wanted:
     return want._replace(offset=begin, length=end - begin, address=address)
 
 
-def judge_trial(direct: float, kept: float) -> CacheDecision:
-    """Whether to keep, from what the two parts took.
+def _joined(parts: Iterable[Wanted]) -> Iterator[Wanted]:
+    """Parts in file order, those of one range that touch made one."""
+    last: Wanted | None = None
+    for part in parts:
+        if last is not None and (part.tag, part.offset) == (last.tag, last.offset + last.length):
+            last = last._replace(length=last.length + part.length)
+            continue
+        if last is not None:
+            yield last
+        last = part
+    if last is not None:
+        yield last
+
+
+def judge_rounds(costs: Sequence[float], rounds: int) -> CacheDecision | None:
+    """Whether to keep, from the rounds of a trial so far; ``None`` if one more is to show it.
 
     Args:
-        direct: seconds per byte of what was read directly.
-        kept: seconds per byte of what was read through the page cache.
+        costs: of each, how many times as long a byte took through the page cache as past it.
+        rounds: how many there can be.
     """
-    cost = kept / direct if direct else 1.0
+    if len(costs) < ROUNDS_MIN:
+        return None
+    cost = median(costs[1:])
+    if len(costs) < rounds and _COST_MAX / _CLEAR < cost < _COST_MAX * _CLEAR:
+        return None
+    return judge_cost(cost)
+
+
+def judge_cost(cost: float) -> CacheDecision:
+    """Whether to keep, from how many times as long a byte takes through the page cache as past it."""
     if cost <= _COST_MAX:
         return CacheDecision(
             keep=True,
@@ -164,3 +199,13 @@ def judge_trial(direct: float, kept: float) -> CacheDecision:
         reason=f"the storage is so fast that filling the page cache takes {cost:.1f} times as long as reading past it, "
         "so the page cache is left as it was",
     )
+
+
+def cost_of(direct: float, kept: float) -> float:
+    """How many times as long a byte took through the page cache; 1 where neither took any time.
+
+    Args:
+        direct: seconds per byte of what was read directly.
+        kept: seconds per byte of what was read through the page cache.
+    """
+    return kept / direct if direct else 1.0

@@ -16,7 +16,7 @@ from weightlift.operations import Counters, ReadPath, Sink
 from weightlift.pipeline import Transfer
 from weightlift.plan import GRANULE_BYTES, CacheDecision, ShardFacts, Wanted
 from weightlift.testing import TensorSpec, tensor_bytes, write_checkpoint
-from weightlift.trial import DIRECT_BYTES, ROUNDS
+from weightlift.trial import DIRECT_BYTES, KEPT_BYTES, ROUNDS_MAX, ROUNDS_MIN
 from weightlift.units import GIB, KIB, MIB
 
 if TYPE_CHECKING:
@@ -67,7 +67,10 @@ def test_one_trial_serves_all_loads_of_its_kind() -> None:
     first = begin(3 * GIB)
     assert first.trial is not None
     assert not first.keeps
-    decision = first.judge([2.0, 4.0], [2.0, 1.0])
+    # What is kept is twice as much.
+    assert not first.judge(2.0, 1.0)
+    assert first.judge(4.0, 1.0)
+    decision = first.decision
     assert (decision.keep, first.keeps, first.missed) == (False, False, ())
     for nbytes in (3 * GIB, MODULE, KIB):
         later = begin(nbytes)
@@ -79,18 +82,19 @@ def test_one_trial_serves_all_loads_of_its_kind() -> None:
 def test_what_a_trial_read_past_the_page_cache_is_missed_there_if_files_are_kept() -> None:
     first = begin(3 * GIB)
     assert first.trial is not None
-    # What is kept is twice as much.
-    assert first.judge([2.0, 2.0], [1.0, 1.0]).keep
-    assert (first.keeps, first.missed) == (True, first.trial.direct)
+    assert [first.judge(2.0, 1.0) for _ in range(2)] == [False, True]
+    assert (first.keeps, first.missed) == (True, first.trial.direct(2))
+    assert sum(part.length for part in first.rest) == 3 * GIB - 2 * (DIRECT_BYTES + KEPT_BYTES)
 
 
-@pytest.mark.parametrize(
-    ("kept", "direct", "keep"),
-    [([9.0, 2.0], [1.0, 1.0], True), ([2.0, 2.0], [0.1, 1.0], True), ([2.0, 3.0], [4.0, 1.0], False)],
-    ids=["woke workers up", "found the drive rested", "directly, too"],
-)
-def test_the_last_round_counts(kept: list[float], direct: list[float], *, keep: bool) -> None:
-    assert begin(3 * GIB).judge(kept, direct).keep is keep
+def test_more_rounds_are_made_where_it_is_not_clear_what_keeping_costs() -> None:
+    one = begin(3 * GIB)
+    assert [one.judge(2.8, 1.0) for _ in range(ROUNDS_MAX)] == [False] * (ROUNDS_MAX - 1) + [True]
+    assert not one.decision.keep
+    other = begin(3 * GIB, where=Where(frozenset({9}), "cpu"))
+    assert [other.judge(seconds, 1.0) for seconds in (9.0, 2.8, 1.0)] == [False, False, True]
+    assert other.trial is not None
+    assert (other.keeps, other.missed) == (True, other.trial.direct(3))
 
 
 @pytest.mark.parametrize(("kept", "direct", "keep"), [(3.0, 3.0, True), (3.0, 1.0, False), (0.2, 0.1, False)])
@@ -119,8 +123,8 @@ def test_of_a_large_module_no_more_is_read_twice_than_the_part_of_a_trial() -> N
     kept_modules()
     one = begin(600 * MIB)
     assert one.trial is not None
-    assert one.judge([1.0, 1.0], [1.0, 1.0]).keep
-    assert sum(want.length for want in one.missed) == ROUNDS * DIRECT_BYTES
+    assert [one.judge(1.0, 1.0) for _ in range(ROUNDS_MIN)][-1]
+    assert sum(want.length for want in one.missed) == ROUNDS_MIN * DIRECT_BYTES
     assert begin(MODULE).decision == one.decision
 
 
@@ -161,14 +165,17 @@ def small_trials(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def have_trials_say(monkeypatch: pytest.MonkeyPatch, *, keep: bool) -> list[float]:
-    """Decide every trial that way; what the trials measured comes into the list returned."""
+    """Decide every trial that way, after two rounds; what parts of trials took comes into the list returned."""
     took: list[float] = []
+    decision = CacheDecision(keep, "so says the test")
 
-    def judge(*seconds: float) -> CacheDecision:
+    def cost(*seconds: float) -> float:
         took.extend(seconds)
-        return CacheDecision(keep, "so says the test")
+        return 1.0
 
-    monkeypatch.setattr(keeping, "judge_trial", judge)
+    monkeypatch.setattr(keeping, "cost_of", cost)
+    monkeypatch.setattr(keeping, "judge_cost", lambda _: decision)
+    monkeypatch.setattr(keeping, "judge_rounds", lambda costs, _: decision if len(costs) == ROUNDS_MIN else None)
     return took
 
 
@@ -244,12 +251,12 @@ def find_out(stream: StreamKeeping, kept: float, direct: float) -> None:
     assert not stream.under_way
 
 
-@pytest.mark.parametrize(("kept", "keep"), [(1.2, True), (2.0, False)])
+@pytest.mark.parametrize(("kept", "keep"), [(1.0, True), (2.0, False)])
 def test_a_stream_reads_its_first_units_both_ways(kept: float, *, keep: bool) -> None:
     stream = begin_stream()
     find_out(stream, kept, 1.0)
     assert stream.decision.keep is keep
-    assert stream.missed == (UNIT * ROUNDS if keep else [])
+    assert stream.missed == (UNIT * ROUNDS_MIN if keep else [])
     assert stream.take(UNIT) is keep
     assert not stream.is_full
     # It holds for whatever comes next.
@@ -265,7 +272,7 @@ def test_a_part_of_a_stream_may_be_of_several_units() -> None:
         taken.append(stream.take(small))
         if stream.is_full:
             stream.measured(1.0)
-    assert taken == [True, True, True, False, False] * ROUNDS
+    assert taken == [True, True, True, False, False] * ROUNDS_MIN
 
 
 def test_a_stream_of_large_units_reads_none_of_them_twice() -> None:
@@ -314,7 +321,7 @@ def test_what_is_streamed_is_cached_as_a_whole_or_not_at_all(
     assert report is not None
     if not report.method_used["direct"]:
         pytest.skip(f"no direct reads here: {report.reason}")
-    assert took == [1 / MIB, 1 / MIB]
+    assert took == [1 / MIB] * 2 * ROUNDS_MIN
     assert report.method_used["direct"] == (8 * MIB if keep else 32 * MIB)
     after = report.page_cache_after_bytes
     assert after is not None

@@ -103,7 +103,8 @@ def test_a_stream_reads_its_first_tensors_both_ways(
     for name, value in {"WORTH_BYTES": 24 * MIB, "KEPT_BYTES": 8 * MIB, "DIRECT_BYTES": 4 * MIB}.items():
         monkeypatch.setattr(keeping, name, value)
     monkeypatch.setattr(keeping, "_STREAM_SHARE_MIN", 8)
-    monkeypatch.setattr(keeping, "judge_trial", lambda *_: CacheDecision(keep, "so says the test"))
+    decision = CacheDecision(keep, "so says the test")
+    monkeypatch.setattr(keeping, "judge_rounds", lambda costs, _: decision if len(costs) == 2 else None)
     specs = [TensorSpec(f"t{number:02}", "U8", (5 * MIB,)) for number in range(16)]
     path = write_checkpoint(tmp_path / "model.safetensors", specs)
     with path.open("rb") as file:

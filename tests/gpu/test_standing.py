@@ -185,7 +185,7 @@ def test_parts_find_out_what_keeping_costs(
 ) -> None:
     monkeypatch.setattr(keeping, "WORTH_BYTES", 20 * MIB)
     monkeypatch.setattr(keeping, "SAMPLES_BYTES", 8 * MIB)
-    monkeypatch.setattr(keeping, "judge_trial", lambda *_: CacheDecision(keep, "so says the test"))
+    monkeypatch.setattr(keeping, "judge_cost", lambda _: CacheDecision(keep, "so says the test"))
     keeping.forget()
     # How many parts meet slots that are still to be pinned, which tells nothing of reading, is a matter of timing.
     specs = [TensorSpec(f"{layer:02}.a", "U8", (10 * MIB,)) for layer in range(16)]
