@@ -58,6 +58,8 @@ LOADERS: Final = {"stock": "its own loader", "weightlift": "weightlift"}
 STATES: Final = ("warm", "cold")
 ANONYMOUS_BYTES: Final = (128 + 32) * MIB
 """The default budget, and what the process around it may take."""
+LINK_GB_PER_SECOND: Final = 63.0
+"""What 16 lanes of PCI Express 5.0 carry, before anything is lost to packets: 32 GT/s each, 128 bits in 130."""
 HEADER_PAGES_BYTES: Final = 1 * MIB
 """What may stay of a checkpoint that was read past the page cache: the pages that its headers were read from."""
 
@@ -71,7 +73,7 @@ def part(result: Result) -> Part:
             whole.add(taken(result["taken"][name] | {"rounds": None}))
             whole.add(_model(result, framework))
             whole.add(loads(result["runs"], name))
-            found = judged(result["runs"], name)
+            found = judged(result["runs"], name) + bound(result, name)
             whole.add(targets(found), found)
     return whole
 
@@ -154,6 +156,19 @@ def judged(runs: Sequence[Run], framework: str) -> list[Target]:
     equal = _equal(runs, framework)
     found.append(Target(f"{known.title}: {known.outcome} equal bit for bit", WORDS[equal], "yes", equal))
     return found
+
+
+def bound(result: Result, framework: str) -> list[Target]:
+    """How many times as fast a warm load could be with any reader, by what ours does beside reading."""
+    known, cases = FRAMEWORKS[framework], _cases(result["runs"], framework)
+    stock, ours = cases.get(("warm", "stock", ""), ()), cases.get(("warm", "weightlift", ""), ())
+    timed = stock and ours and all("weights_seconds" in run for run in ours)
+    if known.figure == "weights_seconds" or not timed:
+        return []
+    reading = result["models"][known.model]["bytes"] / LINK_GB_PER_SECOND / 1e9
+    beside = _median(ours, "seconds") - _median(ours, "weights_seconds")
+    name = f"{known.title}, warm: times as fast, were weights read at {LINK_GB_PER_SECOND:g} GB/s"
+    return [Target(name, number(_median(stock, "seconds") / (beside + reading)), "", None)]
 
 
 def _equal(runs: Sequence[Run], framework: str) -> bool:

@@ -121,6 +121,8 @@ def run_diffusers(request: dict[str, Any]) -> dict[str, Any]:
     with torch.no_grad():
         made = model(*(one.to(device, torch.float16) for one in (noise, torch.tensor(7.0), context)))
     record["outcome"] = digest(made.sample)
+    # Where what it makes differs, this tells whether its weights do.
+    record["weights"] = checksum(model.state_dict())
     return record
 
 

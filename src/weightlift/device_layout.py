@@ -2,11 +2,15 @@
 
 A *block* is one allocation: a large tensor alone, or a slab that many small ones share. What touches in the file
 touches in the slab too, so that one copy brings many small tensors: a copy costs some microseconds however small it is.
+But no tensor lies worse than in memory of its own: with less alignment kernels take slower ways, or ways that round
+differently (cuBLASLt looks at up to 256 bytes, vectorised kernels at 16).
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
+import operator
 from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -30,7 +34,10 @@ SLAB_BYTES: Final = 32 * MIB
 """Most bytes of a slab: what one small tensor, kept, keeps alive."""
 
 ALIGNMENT: Final = 512
-"""What blocks begin at multiples of, on a device and in a slab."""
+"""What blocks begin at multiples of, and tensors of as many bytes in a slab: what torch's own allocations do."""
+
+_SMALL_ALIGNMENT: Final = 16
+"""The same for smaller tensors, down to this size. Smaller ones are no kernel's vectors."""
 
 
 class Block(NamedTuple):
@@ -93,12 +100,11 @@ class _Builder:
         self.entries.append([])
         return len(self.sizes) - 1
 
-    def shared(self, nbytes: int, residue: int) -> tuple[int, int]:
-        """Room in a slab, at an offset congruent to ``residue``."""
-        end = align_up(self.sizes[self._slab], ALIGNMENT) + residue + nbytes if self._slab >= 0 else 0
-        if self._slab < 0 or end > SLAB_BYTES:
-            self._slab = self.own(0, -1)
-        offset = align_up(self.sizes[self._slab], ALIGNMENT) + residue
+    def shared(self, nbytes: int, alignment: int) -> tuple[int, int]:
+        """Room in a slab, at a multiple of ``alignment``."""
+        offset = align_up(self.sizes[self._slab], alignment) if self._slab >= 0 else 0
+        if self._slab < 0 or offset + nbytes > SLAB_BYTES:
+            self._slab, offset = self.own(0, -1), 0
         self.sizes[self._slab] = offset + nbytes
         return self._slab, offset
 
@@ -123,15 +129,32 @@ class _Builder:
         self._span_first = len(self.entry_blocks)
         return self._span_first
 
-    def tensors(self, group: Group, block: int, moved: int) -> None:
-        """Where the selected tensors of a group lie: so far from their places in the region, in a block."""
+    def together(self, group: Group, block: int, place: int) -> None:
+        """Put the tensors of a group where they touch as in the file, by one entry."""
+        moved, offset = place - group.place, self.description.offsets[self.layout.rows[group.first]]
+        self.entry(offset, group.length, block, place)
         if group.end == group.first + 1:
-            self.block_of[group.first], self.offset_of[group.first] = block, self.layout.places[group.first] + moved
+            self.block_of[group.first], self.offset_of[group.first] = block, place
             return
         members = slice(group.first, group.end)
         placed = list(zip(self.lengths[members], self.layout.places[members], strict=True))
         self.block_of[members] = array("q", [block if length else -1 for length, _ in placed])
         self.offset_of[members] = array("Q", [place + moved if length else 0 for length, place in placed])
+
+    def one_by_one(self, group: Group) -> None:
+        """Put every tensor of a group where its size wants it, by as few entries as that takes."""
+        description = self.description
+        alignments = [dtype.alignment for dtype in description.dtypes]
+        for index in range(group.first, group.end):
+            length, row = self.lengths[index], self.layout.rows[index]
+            if not length:
+                continue
+            alignment = alignments[description.dtype_codes[row]]
+            if length >= _SMALL_ALIGNMENT:
+                alignment = ALIGNMENT if length >= ALIGNMENT else _SMALL_ALIGNMENT
+            block, place = self.shared(length, alignment)
+            self.block_of[index], self.offset_of[index] = block, place
+            self.extend(description.offsets[row], length, block, place)
 
 
 def lay_out_on_device(description: Description, rows: Sequence[int]) -> DeviceLayout:
@@ -163,22 +186,13 @@ def lay_out_on_device(description: Description, rows: Sequence[int]) -> DeviceLa
 
 
 def _place(builder: _Builder, span: Span, group: Group) -> None:
-    description, layout = builder.description, builder.layout
-    lengths, first = builder.lengths, group.first
-    alone = lengths[first] == group.length >= LARGE_BYTES
-    if alone:
-        block, place = builder.own(group.length, layout.rows[first]), 0
+    first, last = group.first, group.end - 1
+    if builder.lengths[first] == group.length >= LARGE_BYTES:
+        builder.together(group, builder.own(group.length, builder.layout.rows[first]), 0)
+    elif span.packed or functools.reduce(operator.or_, builder.lengths[first:last], 0) % ALIGNMENT:
+        builder.one_by_one(group)
     else:
-        # The same residue as in the region, for which the layout chose places that suit every data type.
-        block, place = builder.shared(group.length, group.place % ALIGNMENT)
-    builder.tensors(group, block, place - group.place)
-    if span.packed:
-        for index in range(group.first, group.end):
-            if lengths[index]:
-                offset = description.offsets[layout.rows[index]]
-                builder.extend(offset, lengths[index], block, builder.offset_of[index])
-    else:
-        builder.entry(description.offsets[layout.rows[first]], group.length, block, place)
+        builder.together(group, *builder.shared(group.length, ALIGNMENT))
 
 
 def entries_between(table: CopyTable, offset: int, end: int) -> range:
