@@ -9,7 +9,6 @@ until that shows which way to go.
 from __future__ import annotations
 
 from itertools import takewhile
-from statistics import median
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from weightlift.host.residency import Residency
@@ -180,10 +179,16 @@ def judge_rounds(costs: Sequence[float], rounds: int) -> CacheDecision | None:
     """
     if len(costs) < ROUNDS_MIN:
         return None
-    cost = median(costs[1:])
+    cost = _middle(costs[1:])
     if len(costs) < rounds and _COST_MAX / _CLEAR < cost < _COST_MAX * _CLEAR:
         return None
     return judge_cost(cost)
+
+
+def _middle(values: Sequence[float]) -> float:
+    """The median; importing ``statistics`` would take longer than many a load."""
+    ordered, half = sorted(values), len(values) // 2
+    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
 
 
 def judge_cost(cost: float) -> CacheDecision:
