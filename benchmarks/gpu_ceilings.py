@@ -227,11 +227,12 @@ def _interface(torch: Any, slab: Any, nbytes: int) -> list[Any] | None:
         quick = device_memory.quick_tensors(torch)
         if quick is None:
             return None
-        views = device_memory.QuickViews(quick, slab)
     except (ImportError, AttributeError):
         return None
-    shape = (2, nbytes // 4)
-    return [views.tensor(offset, torch.bfloat16, shape) for offset in range(0, len(slab), nbytes)]
+    shape, typed = (2, nbytes // 4), quick.typed(slab, torch.bfloat16)
+    made = [quick.part(typed, offset // 2, shape) for offset in range(0, len(slab), nbytes)]
+    quick.delete(typed)
+    return made
 
 
 DTYPES = {

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from weightlift.targets.device_memory import MANY, QuickTensors, QuickViews, TorchMemory, quick_tensors
+from weightlift.targets.storages import OwnStorages
 
 TYPES = [
     torch.uint8,
@@ -45,9 +46,11 @@ def test_allocated_tensors_are_what_torch_makes(memory: TorchMemory, dtype: Any,
     assert memory.address(made) == made.data_ptr()
 
 
-@pytest.mark.parametrize("shape", [(), (0,), (7,), (2, 3, 5)])
+@pytest.mark.parametrize("shape", [(), (7,), (2, 3, 5)])
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-def test_views_share_the_slab(memory: TorchMemory, dtype: Any, shape: tuple[int, ...]) -> None:
+def test_parts_lie_in_the_slab_with_storages_of_their_own(
+    memory: TorchMemory, dtype: Any, shape: tuple[int, ...]
+) -> None:
     slab = memory.allocate(torch.uint8, (4096,))
     slab.copy_(torch.arange(4096).to(torch.uint8))
     part = memory.views(slab).tensor(128, dtype, shape)
@@ -55,7 +58,9 @@ def test_views_share_the_slab(memory: TorchMemory, dtype: Any, shape: tuple[int,
     assert part.dtype == dtype
     assert tuple(part.shape) == shape
     assert part.is_contiguous()
-    assert part.untyped_storage().data_ptr() == slab.data_ptr()
+    assert (part._base, part.requires_grad) == (None, False)
+    assert (part.storage_offset(), part.untyped_storage().data_ptr()) == (0, slab.data_ptr() + 128)
+    assert part.untyped_storage().nbytes() == nbytes
     assert torch.equal(part.reshape(-1).view(torch.uint8), slab[128 : 128 + nbytes])
     part.reshape(-1).view(torch.uint8).fill_(7)
     assert bool((slab[128 : 128 + nbytes] == 7).all())
@@ -73,7 +78,7 @@ def test_neighbours_fill_the_slab_without_gaps(memory: TorchMemory, dtype: Any, 
         end = place + math.prod(shape) * dtype.itemsize
         assert (part.dtype, tuple(part.shape), part.is_contiguous()) == (dtype, shape, True)
         assert part.data_ptr() == slab.data_ptr() + place
-        assert part.untyped_storage().data_ptr() == slab.data_ptr()
+        assert part.untyped_storage().nbytes() == end - place
         assert torch.equal(part.reshape(-1).view(torch.uint8), slab[place:end])
         place = end
 
@@ -90,6 +95,23 @@ def test_tensors_made_together_have_no_base_that_autograd_knows() -> None:
     assert first.tolist() == [[3.0] * 4] * 4
     assert parts[1].tolist() == [[0.0] * 4] * 4
     assert not parts[1].requires_grad
+
+
+@pytest.mark.parametrize("come_back", ["refused", "as another"])
+def test_a_torch_that_cannot_give_a_type_a_storage_of_its_own_shares_the_slabs(
+    monkeypatch: pytest.MonkeyPatch, come_back: str
+) -> None:
+    def take_back(capsule: Any) -> Any:
+        if come_back == "refused":
+            raise BufferError("no such type")
+        return torch.utils.dlpack.from_dlpack(capsule).view(torch.int16)
+
+    storages = OwnStorages(torch)
+    monkeypatch.setattr(storages, "_take_back", take_back)
+    slab = torch.arange(64, dtype=torch.uint8)
+    part = slab[16:32].view(torch.bfloat16)
+    assert storages.of(part, part.dtype) is part
+    assert list(map(id, storages.of_all([part, part], part.dtype))) == [id(part), id(part)]
 
 
 def test_a_view_keeps_its_slab_alive(memory: TorchMemory) -> None:
@@ -109,7 +131,7 @@ def test_nothing_is_kept_of_what_was_made(shapes: list[tuple[int, ...]]) -> None
     def make() -> None:
         for _ in range(2000):
             slab = quick.empty(torch.uint8, (1 << 16,), 0, 0)
-            QuickViews(quick, slab).tensors(64, torch.float32, shapes)
+            QuickViews(quick, slab, OwnStorages(torch)).tensors(64, torch.float32, shapes)
 
     make()
     before = resident_bytes()
@@ -180,7 +202,7 @@ def test_a_torch_that_divides_otherwise_is_not_made_to(monkeypatch: pytest.Monke
     monkeypatch.setattr(quick, "_divide", divide)
     slab = quick.empty(torch.uint8, (2 * MANY,), 0, 0)
     slab.copy_(torch.arange(2 * MANY))
-    made = QuickViews(quick, slab).tensors(0, torch.uint8, [(2,)] * MANY)
+    made = QuickViews(quick, slab, OwnStorages(torch)).tensors(0, torch.uint8, [(2,)] * MANY)
     assert not quick.divides
     assert torch.equal(torch.cat(list(made)), slab)
 
@@ -188,6 +210,8 @@ def test_a_torch_that_divides_otherwise_is_not_made_to(monkeypatch: pytest.Monke
 def test_few_tensors_need_no_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     quick = QuickTensors(torch)
     monkeypatch.setattr(quick, "_divides_a_sample", no_such_thing)
-    made = QuickViews(quick, quick.empty(torch.uint8, (64,), 0, 0)).tensors(0, torch.uint8, [(2,)] * (MANY - 1))
+    made = QuickViews(quick, quick.empty(torch.uint8, (64,), 0, 0), OwnStorages(torch)).tensors(
+        0, torch.uint8, [(2,)] * (MANY - 1)
+    )
     assert len(made) == MANY - 1
     assert quick._divides is None

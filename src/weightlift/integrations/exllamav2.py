@@ -41,7 +41,6 @@ _GROUP_BYTES: Final = 1 << 30
 _CONVERTED_GROUP_BYTES: Final = 128 << 20
 """The same where ExLlamaV2 converts each tensor to another type, so that both are there at once."""
 
-
 _QUANTISED: Final = (".q_weight", ".qweight")
 """How the weights of quantised linears end, EXL2's and GPTQ's."""
 

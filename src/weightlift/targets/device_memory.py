@@ -15,6 +15,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from weightlift.targets.storages import OwnStorages
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -32,7 +34,7 @@ _DEVICE_TYPES: Final = {"cpu": 0, "cuda": 1}
 
 
 class Views(Protocol):
-    """Makes tensors over one slab."""
+    """Makes tensors over one slab, each with a storage of its own where that can be had."""
 
     def tensor(self, offset: int, dtype: Any, shape: tuple[int, ...]) -> Any:
         """A contiguous tensor over the slab's bytes from ``offset`` on, which is a multiple of the type's size."""
@@ -65,7 +67,7 @@ class DeviceMemory(Protocol):
         ...
 
     def views(self, slab: Any) -> Views:
-        """A maker of tensors over a slab (one-dimensional, of bytes) that share its storage."""
+        """A maker of tensors over a slab (one-dimensional, of bytes), which they keep alive."""
         ...
 
     def current_stream(self) -> int:
@@ -92,6 +94,7 @@ class TorchMemory:
         self._device = torch.device(kind, ordinal)
         self._ordinal = ordinal
         self._quick = quick_tensors(torch)
+        self._storages = OwnStorages(torch)
         self._kind = _DEVICE_TYPES.get(kind, -1)
         self._room = free_bytes - _SPARE_BYTES if self._kind >= 0 else -1
         self._counted_cache = self._kind < 0
@@ -140,7 +143,9 @@ class TorchMemory:
 
     def views(self, slab: Any) -> Views:
         """See :class:`DeviceMemory`."""
-        return _PlainViews(slab) if self._quick is None else QuickViews(self._quick, slab)
+        return (
+            _PlainViews(slab, self._storages) if self._quick is None else QuickViews(self._quick, slab, self._storages)
+        )
 
     def current_stream(self) -> int:
         """See :class:`DeviceMemory`."""
@@ -153,15 +158,21 @@ def _one_by_one(views: Views, offset: int, dtype: Any, shapes: Sequence[tuple[in
 
 
 class _PlainViews:
-    """:class:`Views` by torch's ordinary operations."""
+    """:class:`Views` by torch's ordinary operations.
 
-    def __init__(self, slab: Any) -> None:
+    Args:
+        slab: the tensor that parts are made of.
+        storages: gives them storages of their own.
+    """
+
+    def __init__(self, slab: Any, storages: OwnStorages) -> None:
         self._slab = slab
+        self._storages = storages
 
     def tensor(self, offset: int, dtype: Any, shape: tuple[int, ...]) -> Any:
         """See :class:`Views`."""
         nbytes = math.prod(shape) * dtype.itemsize
-        return self._slab[offset : offset + nbytes].view(dtype).view(shape)
+        return self._storages.of(self._slab[offset : offset + nbytes].view(dtype).view(shape), dtype)
 
     def tensors(self, offset: int, dtype: Any, shapes: Sequence[tuple[int, ...]]) -> Sequence[Any]:
         """See :class:`Views`."""
@@ -316,15 +327,20 @@ class QuickViews:
     Args:
         quick: the way.
         slab: the tensor that parts are made of.
+        storages: gives them storages of their own.
     """
 
-    def __init__(self, quick: QuickTensors, slab: Any) -> None:
+    def __init__(self, quick: QuickTensors, slab: Any, storages: OwnStorages) -> None:
         self._quick = quick
         self._slab = slab
+        self._storages = storages
         self._typed: dict[Any, ctypes.c_void_p] = {}
 
     def tensor(self, offset: int, dtype: Any, shape: tuple[int, ...]) -> Any:
         """See :class:`Views`."""
+        return self._storages.of(self._part(offset, dtype, shape), dtype)
+
+    def _part(self, offset: int, dtype: Any, shape: tuple[int, ...]) -> Any:
         typed = self._typed.get(dtype)
         if typed is None:
             typed = self._typed[dtype] = self._quick.typed(self._slab, dtype)
@@ -334,7 +350,8 @@ class QuickViews:
         """See :class:`Views`."""
         if len(shapes) < MANY * len(set(shapes)) or not self._quick.divides:
             return _one_by_one(self, offset, dtype, shapes)
-        return self._quick.divide(self.tensor(offset, dtype, (sum(map(math.prod, shapes)),)), shapes)
+        flat = self._part(offset, dtype, (sum(map(math.prod, shapes)),))
+        return self._storages.of_all(self._quick.divide(flat, shapes), dtype)
 
     def __del__(self) -> None:
         for handle in self._typed.values():
@@ -365,7 +382,9 @@ def _tried(torch: Any) -> QuickTensors | None:
     try:
         quick = QuickTensors(torch)
         slab = quick.empty(torch.uint8, (64,), _DEVICE_TYPES["cpu"], 0)
-        part = QuickViews(quick, slab).tensor(16, torch.bfloat16, (2, 3))
+        typed = quick.typed(slab, torch.bfloat16)
+        part = quick.part(typed, 8, (2, 3))
+        quick.delete(typed)
     except (AttributeError, OSError, RuntimeError, TypeError):
         return None
     fits = part.dtype == torch.bfloat16 and tuple(part.shape) == (2, 3) and part.is_contiguous()
