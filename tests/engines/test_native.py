@@ -6,6 +6,8 @@ import ctypes
 import errno
 import os
 import select
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,6 +19,7 @@ from weightlift.engines.probing import run_probes as ask_together
 from weightlift.errors import UnsupportedError
 from weightlift.host.probes import Probe, run_probes
 from weightlift.operations import FailureKind, ReadPath, Sink, Stage
+from weightlift.testing import TensorSpec, write_checkpoint
 from weightlift.testing.bench import FILE_BYTES
 from weightlift.testing.conformance import PATIENCE_SECONDS, EngineConformance, stop
 from weightlift.testing.device_conformance import DeviceConformance
@@ -154,3 +157,14 @@ def test_a_library_that_does_not_load_is_said_in_a_sentence(
 def test_a_library_of_another_version_is_refused(forgotten_library: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "_ABI", 999)
     assert "another version" in str(native_library())
+
+
+@pytest.mark.native
+def test_a_load_imports_no_engine_that_it_does_not_use(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path / "model.safetensors", [TensorSpec("t", "U8", (9,))])
+    program = (
+        "import sys, weightlift; weightlift.load(sys.argv[1], framework='numpy'); "
+        "print('weightlift.engines.native' in sys.modules, 'weightlift.engines.python' in sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == ["True", "False"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from weightlift.engines.native import NativeEngine, native_library
-from weightlift.engines.python import PythonEngine
 from weightlift.types import EngineName
 
 if TYPE_CHECKING:
@@ -30,8 +29,10 @@ def make_engine(
     Raises:
         UnsupportedError: the native engine was asked for and is not there.
     """
-    if reader is not None or requested is EngineName.PYTHON:
-        return PythonEngine(sources, slots, worker_room, reader, devices)
-    if requested is EngineName.NATIVE or not isinstance(native_library(), str):
+    native = requested is EngineName.NATIVE or not isinstance(native_library(), str)
+    if native and reader is None and requested is not EngineName.PYTHON:
         return NativeEngine(sources, slots, worker_room, devices)
-    return PythonEngine(sources, slots, worker_room, devices=devices)
+    # Where it is not used, importing it would be a good part of what the first load of a process takes.
+    from weightlift.engines.python import PythonEngine
+
+    return PythonEngine(sources, slots, worker_room, reader, devices)
