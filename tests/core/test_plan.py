@@ -374,7 +374,7 @@ def test_several_links_are_fed_by_more_workers_than_one() -> None:
         assert pool.slot_count >= 1.25 * pool.workers, "some slots wait for the link while every worker fills one"
 
 
-@pytest.mark.parametrize(("stored", "workers"), [(0, 3), (64 * GIB, 4)])
+@pytest.mark.parametrize(("stored", "workers"), [(0, 5), (64 * GIB, 4)])
 def test_few_workers_feed_copies_out_of_pageable_memory(stored: int, workers: int) -> None:
     pool = plan_device_pool(
         (),
