@@ -206,7 +206,11 @@ def test_a_file_that_may_not_be_read(checkpoint: Path) -> None:
 
 def run_as_nobody(folder: Path, program: str) -> None:
     """Run a program as a user who owns nothing and may write nothing."""
-    lines = ["import os, pathlib, sys", "import numpy, weightlift as wl", "import weightlift.api, weightlift.loading"]
+    lines = [
+        "import os, pathlib, sys",
+        "import numpy, weightlift as wl",
+        "import weightlift.loading, weightlift.engines.python",
+    ]
     lines += ["from weightlift.engines.native import native_library", "native_library()", "wl.LoadOptions()"]
     # Packages may lie where nobody may look, so a first load as root brings them in.
     lines += ["warm = next(pathlib.Path(sys.argv[1]).glob('*.warm.safetensors'))", "wl.load(warm, framework='numpy')"]
