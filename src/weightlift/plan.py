@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from weightlift.host.residency import Residency
 from weightlift.operations import CopyTable, Extent, ReadPath, Sink
+from weightlift.ranges import joined
 from weightlift.types import CachePolicy, Method
 from weightlift.units import MIB, PAGE_BYTES, align_down, format_bytes
 
@@ -156,24 +157,25 @@ def pieces(shard: ShardFacts, offset: int, length: int, method: Method, *, keep:
         method: the caller's method.
         keep: whether the page cache may keep what is read.
     """
-    end = offset + length
-    last: Piece | None = None
-    for start, stop, state in states(shard.residency, offset, end):
-        path = _path(shard, method, resident=state is Residency.RESIDENT, keep=keep)
-        resident = state is Residency.RESIDENT and path is not ReadPath.DIRECT
-        absent = state is Residency.ABSENT and shard.residency is not None
-        through_cache = path is not ReadPath.DIRECT
-        # Uncached reads drop what they bring in themselves; where they do not exist, pages are dropped chunk by chunk.
-        behind = through_cache and not keep and absent and not (path is ReadPath.DONTCACHE and shard.dontcache)
-        piece = Piece(start, stop - start, path, resident, behind)
-        if last is not None and last[2:] == piece[2:]:
-            last = last._replace(length=last.length + piece.length)
-            continue
-        if last is not None:
-            yield last
-        last = piece
-    if last is not None:
-        yield last
+    found = (
+        _piece(shard, method, start, stop, state, keep=keep)
+        for start, stop, state in states(shard.residency, offset, offset + length)
+    )
+    return joined(found, _both)
+
+
+def _both(one: Piece, other: Piece) -> Piece | None:
+    return one._replace(length=one.length + other.length) if one[2:] == other[2:] else None
+
+
+def _piece(shard: ShardFacts, method: Method, start: int, stop: int, state: Residency, *, keep: bool) -> Piece:
+    path = _path(shard, method, resident=state is Residency.RESIDENT, keep=keep)
+    resident = state is Residency.RESIDENT and path is not ReadPath.DIRECT
+    absent = state is Residency.ABSENT and shard.residency is not None
+    through_cache = path is not ReadPath.DIRECT
+    # Uncached reads drop what they bring in themselves; where they do not exist, pages are dropped chunk by chunk.
+    behind = through_cache and not keep and absent and not (path is ReadPath.DONTCACHE and shard.dontcache)
+    return Piece(start, stop - start, path, resident, behind)
 
 
 def states(residency: ResidencyMap | None, offset: int, end: int) -> Iterator[tuple[int, int, Residency]]:

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from weightlift.host.residency import Residency
 from weightlift.operations import Sink
 from weightlift.plan import CacheDecision, Wanted, states
+from weightlift.ranges import joined
 from weightlift.units import GIB, MIB, align_down, align_up
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from weightlift.plan import ShardFacts
 
@@ -75,7 +76,7 @@ class Trial(NamedTuple):
     def rest(self, made: int) -> list[Wanted]:
         """All that so many rounds leave to be read, in file order."""
         parts = [part for one in self.rounds[made:] for side in one for part in side]
-        return list(_joined(sorted((*parts, *self.others), key=lambda part: (part.tag, part.offset))))
+        return list(joined(sorted((*parts, *self.others), key=lambda part: (part.tag, part.offset)), _both))
 
 
 def find_trial(wanted: Sequence[Wanted], shards: Sequence[ShardFacts]) -> Trial | None:
@@ -156,18 +157,10 @@ def _cut(want: Wanted, begin: int, end: int) -> Wanted:
     return want._replace(offset=begin, length=end - begin, address=address)
 
 
-def _joined(parts: Iterable[Wanted]) -> Iterator[Wanted]:
-    """Parts in file order, those of one range that touch made one."""
-    last: Wanted | None = None
-    for part in parts:
-        if last is not None and (part.tag, part.offset) == (last.tag, last.offset + last.length):
-            last = last._replace(length=last.length + part.length)
-            continue
-        if last is not None:
-            yield last
-        last = part
-    if last is not None:
-        yield last
+def _both(one: Wanted, other: Wanted) -> Wanted | None:
+    """Two parts of one range as one if they touch."""
+    touch = (one.tag, one.offset + one.length) == (other.tag, other.offset)
+    return one._replace(length=one.length + other.length) if touch else None
 
 
 def judge_rounds(costs: Sequence[float], rounds: int) -> CacheDecision | None:

@@ -209,7 +209,7 @@ def run_as_nobody(folder: Path, program: str) -> None:
     lines = [
         "import os, pathlib, sys",
         "import numpy, weightlift as wl",
-        "import weightlift.loading, weightlift.engines.python",
+        "import weightlift.api, weightlift.loading, weightlift.engines.python",
     ]
     lines += ["from weightlift.engines.native import native_library", "native_library()", "wl.LoadOptions()"]
     # Packages may lie where nobody may look, so a first load as root brings them in.

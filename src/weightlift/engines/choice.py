@@ -29,8 +29,8 @@ def make_engine(
     Raises:
         UnsupportedError: the native engine was asked for and is not there.
     """
-    native = requested is EngineName.NATIVE or not isinstance(native_library(), str)
-    if native and reader is None and requested is not EngineName.PYTHON:
+    python = reader is not None or requested is EngineName.PYTHON
+    if not python and (requested is EngineName.NATIVE or not isinstance(native_library(), str)):
         return NativeEngine(sources, slots, worker_room, devices)
     # Where it is not used, importing it would be a good part of what the first load of a process takes.
     from weightlift.engines.python import PythonEngine

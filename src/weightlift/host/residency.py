@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from weightlift.host import kernel
 from weightlift.host.probes import Probe
+from weightlift.ranges import joined
 from weightlift.units import align_down, align_up
 
 if TYPE_CHECKING:
@@ -294,16 +295,11 @@ def count_cached(fd: int, offset: int, length: int, step: int) -> list[int | Non
 
 def _merged(pieces: Iterable[ResidencyRun]) -> Iterator[ResidencyRun]:
     """Join neighbouring runs of the same state."""
-    current: ResidencyRun | None = None
-    for piece in pieces:
-        if current is not None and current.state is piece.state:
-            current = current._replace(length=current.length + piece.length)
-            continue
-        if current is not None:
-            yield current
-        current = piece
-    if current is not None:
-        yield current
+    return joined(pieces, _both)
+
+
+def _both(one: ResidencyRun, other: ResidencyRun) -> ResidencyRun | None:
+    return one._replace(length=one.length + other.length) if one.state is other.state else None
 
 
 def absent_ranges(fd: int, cached: ResidencyMap) -> list[tuple[int, int]]:

@@ -183,8 +183,8 @@ class _Reader:
             self._rearranged.add(_in_every_layer(linear))
         elif self._rearranged:
             # What went to the CPU in one layer will in the next, and is not read for the device as well.
-            kinds = {other: _in_every_layer(_linear(description.names[other])) for other in group}
-            group = [other for other in group if other == row or kinds[other] not in self._rearranged]
+            names, apart = description.names, self._rearranged
+            group = [other for other in group if other == row or _in_every_layer(_linear(names[other])) not in apart]
         room = _GROUP_BYTES
         if any(description.dtype(other).name in {"BF16", "F32"} for other in group):
             room = _CONVERTED_GROUP_BYTES
