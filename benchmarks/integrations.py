@@ -13,6 +13,7 @@ kernels take no part in loading, so its Python packages are enough.
 from __future__ import annotations
 
 import argparse
+import compileall
 import json
 import os
 import shutil
@@ -29,6 +30,7 @@ import states
 from integration_figures import FRAMEWORKS, loads
 from integration_runs import COMPILED
 
+import weightlift
 from weightlift.bench.cache_states import StateNotReached
 from weightlift.integrations.versions import installed_version
 
@@ -46,6 +48,11 @@ def bring_about(state: str, folder: Path) -> bool:
 
 
 # ---- all runs
+
+
+def write_bytecode() -> None:
+    """Compile weightlift, as installing does and Python may not: else every process would compile it anew."""
+    compileall.compile_dir(Path(weightlift.__file__).parent, quiet=1)
 
 
 def gpus() -> list[str]:
@@ -162,6 +169,7 @@ def main() -> int:
     if chosen.worker:
         print("RESULT", json.dumps(integration_runs.worker(json.loads(chosen.worker))), flush=True)
         return 0
+    write_bytecode()
     folder = Path(tempfile.mkdtemp(prefix="integrations-", dir=chosen.folder))
     try:
         plan = Plan(chosen, folder)

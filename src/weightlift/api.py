@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack, cast
 
 from weightlift.formats import describe
 from weightlift.loading import fit_rows, load_rows
-from weightlift.modules import LoadIntoResult, load_module
 from weightlift.options import LoadOptions
 from weightlift.selection import select_rows
-from weightlift.streaming import TensorStream
 from weightlift.types import HeaderRules
 
 if TYPE_CHECKING:
@@ -26,6 +24,8 @@ if TYPE_CHECKING:
     from weightlift.integrity import Verification
     from weightlift.keywords import LoadKeywords
     from weightlift.manifest import Manifest
+    from weightlift.modules import LoadIntoResult
+    from weightlift.streaming import TensorStream
     from weightlift.types import LoadReport
 
 T = TypeVar("T")
@@ -166,6 +166,8 @@ def stream(path: str | os.PathLike[str] | Checkpoint, **keywords: Unpack[LoadKey
     Raises:
         WeightliftError: see :mod:`weightlift.errors`, from here or from the iteration.
     """
+    from weightlift.streaming import TensorStream
+
     options = LoadOptions(**keywords)  # type: ignore[arg-type]
     description = _description(path, options)
     return TensorStream(description, select_rows(description, options.names), options)
@@ -192,6 +194,8 @@ def load_into(
         StateMismatchError: names or shapes do not match; the module is unchanged.
         WeightliftError: see :mod:`weightlift.errors`.
     """
+    from weightlift.modules import load_module
+
     options = LoadOptions(**keywords)  # type: ignore[arg-type]
     return load_module(module, _description(path, options), options, strict=strict)
 

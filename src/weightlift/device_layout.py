@@ -12,11 +12,12 @@ import functools
 import itertools
 import operator
 from array import array
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from msgspec import Struct
+
 from weightlift.description import picked
-from weightlift.layout import lay_out
+from weightlift.layout import Layout, lay_out
 from weightlift.operations import COPY_FIELDS, CopyTable
 from weightlift.units import MIB, align_up
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from weightlift.description import Description
-    from weightlift.layout import Group, Layout, Span
+    from weightlift.layout import Group, Span
 
 LARGE_BYTES: Final = 10 * MIB
 """From this size on a tensor has a block of its own. Allocators take smaller ones out of larger pieces, with waste;
@@ -54,8 +55,7 @@ class Block(NamedTuple):
     entries: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceLayout:
+class DeviceLayout(Struct, frozen=True):
     """Where the selected tensors go on a device.
 
     Attributes:

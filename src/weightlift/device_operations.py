@@ -7,11 +7,10 @@ engines take the same.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from array import array
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from array import array
+from msgspec import Struct
 
 
 class SlotState(enum.IntEnum):
@@ -22,8 +21,7 @@ class SlotState(enum.IntEnum):
     REFUSED = 2
 
 
-@dataclass(frozen=True, slots=True)
-class SlotMemory:
+class SlotMemory(Struct, frozen=True):
     """The fixed pool an engine stages in: ``count`` slots of ``slot_bytes`` each, from ``address`` on.
 
     Attributes:
@@ -91,8 +89,7 @@ class Runtime(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceQueues:
+class DeviceQueues(Struct, frozen=True):
     """How an engine reaches one device; made and kept by the caller, for longer than the engine lives.
 
     Attributes:
@@ -106,8 +103,7 @@ class DeviceQueues:
     events: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Devices:
+class Devices(Struct, frozen=True):
     """The devices an engine copies to, and the runtime that does it; ``queues`` is indexed by ``Extent.device``."""
 
     runtime: Runtime

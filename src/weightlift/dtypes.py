@@ -7,12 +7,12 @@ numpy is imported to read a header.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
+from msgspec import Struct
 
-@dataclass(frozen=True, slots=True)
-class DType:
+
+class DType(Struct, frozen=True):
     """One data type as stored in a checkpoint.
 
     Attributes:

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import enum
-from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from msgspec import Struct
+from msgspec.structs import asdict
+
 from weightlift.errors import InsufficientMemoryError
+from weightlift.host.memory import Headroom
 from weightlift.options import SMALLEST_HOST_MEMORY_BYTES
 from weightlift.units import MIB, align_down, format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from weightlift.host.memory import Headroom
 
 _SHARE_OF_REST: Final = 0.5
 """Part of what the tensors leave free that staging may take where its whole budget would not fit."""
@@ -34,8 +36,7 @@ class Verdict(enum.StrEnum):
     UNKNOWN = "unknown"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceFit:
+class DeviceFit(Struct, frozen=True, kw_only=True):
     """One device's part of a load, in bytes; ``None`` where nobody tells.
 
     Attributes:
@@ -70,8 +71,7 @@ class DeviceFit:
         return f"{wanted}, where {format_bytes(self.free_bytes)} are free{held}{verdict}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CacheFit:
+class CacheFit(Struct, frozen=True, kw_only=True):
     """What would become of the page cache, in bytes.
 
     Attributes:
@@ -87,8 +87,7 @@ class CacheFit:
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FitReport:
+class FitReport(Struct, frozen=True, kw_only=True):
     """What a load will take and what there is, in bytes, before anything is read.
 
     Attributes:

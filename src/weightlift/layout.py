@@ -11,15 +11,17 @@ A *group* is what one owner holds: one large tensor, or a run of small ones that
 from __future__ import annotations
 
 from array import array
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
+
+from msgspec import Struct
 
 from weightlift.description import picked
 from weightlift.operations import make_copy_table
 from weightlift.units import KIB, MIB, PAGE_BYTES, align_up
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from weightlift.description import Description
     from weightlift.operations import CopyTable
@@ -80,8 +82,7 @@ class Group(NamedTuple):
     length: int
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(Struct, frozen=True):
     """Where the selected tensors go.
 
     Attributes:

@@ -6,8 +6,9 @@ sample. Knows nothing of plans or engines.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from msgspec import Struct
 
 from weightlift.host.gauges import HostGauges
 from weightlift.samples import Sample, Timeline
@@ -21,8 +22,7 @@ if TYPE_CHECKING:
 Number = TypeVar("Number", int, float)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MonitorResult:
+class MonitorResult(Struct, frozen=True, kw_only=True):
     """What a load did to memory; ``None`` where the system does not tell.
 
     Attributes:

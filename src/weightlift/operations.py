@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import enum
 from array import array
-from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -77,8 +78,7 @@ COPY_FIELDS = 3
 """Numbers per entry of a copy table: offset in the file, length, destination address."""
 
 
-@dataclass(frozen=True, slots=True)
-class CopyTable:
+class CopyTable(Struct, frozen=True):
     """Where the parts of a range go: ``count`` entries of ``numbers`` from entry ``first`` on, by rising file offset.
 
     Attributes:

@@ -7,19 +7,20 @@ the environment, the environment beats the default.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from msgspec import Struct, field
+from msgspec.structs import force_setattr
+
 from weightlift.errors import BudgetError, OptionError
+from weightlift.manifest import Manifest
 from weightlift.recording import Recording
 from weightlift.types import CachePolicy, EngineName, Framework, HeaderRules, Method, Staging
 from weightlift.units import MIB, PAGE_BYTES, format_bytes, parse_bytes
 
 if TYPE_CHECKING:
     import enum
-    from collections.abc import Callable
-
-    from weightlift.manifest import Manifest
 
 
 DEFAULT_HOST_MEMORY_BYTES: Final = 128 * MIB
@@ -69,8 +70,7 @@ def _default(variable: str, default: str) -> Callable[[], str]:
     return lambda: from_environment(variable) or default
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadOptions:
+class LoadOptions(Struct, frozen=True, kw_only=True):
     """How to load; every value is checked when the object is made.
 
     Attributes:
@@ -145,13 +145,10 @@ class LoadOptions:
             raise OptionError(
                 f"recording={self.recording!r} is not a weightlift.Recording", hint="pass weightlift.Recording()"
             )
-        if self.verify is not None and not isinstance(self.verify, str | os.PathLike):
-            from weightlift.manifest import Manifest
-
-            if not isinstance(self.verify, Manifest):
-                raise OptionError(
-                    f"verify={self.verify!r} is not a manifest", hint="pass a weightlift.Manifest or the path of one"
-                )
+        if not isinstance(self.verify, Manifest | str | os.PathLike | None):
+            raise OptionError(
+                f"verify={self.verify!r} is not a manifest", hint="pass a weightlift.Manifest or the path of one"
+            )
         for option in ("readonly", "digest", "dequantize"):
             if not isinstance(getattr(self, option), bool):
                 raise OptionError(
@@ -173,7 +170,7 @@ class LoadOptions:
         return self.host_memory - (DEQUANTIZE_BYTES if self.dequantize else 0)
 
     def _set(self, option: str, value: object) -> None:
-        object.__setattr__(self, option, value)
+        force_setattr(self, option, value)
 
 
 def _checked_budget(value: int | str) -> int:

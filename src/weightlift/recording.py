@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
-from weightlift.steps import STEPS_MAX
+from msgspec import Struct, field
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from weightlift.steps import Steps
+from weightlift.steps import STEPS_MAX, Steps
 
 
-@dataclass(slots=True, kw_only=True)
-class Recording:
+class Recording(Struct, kw_only=True):
     """What to record of a load, and afterwards what was; give each load one of its own as ``recording=``.
 
     Attributes:

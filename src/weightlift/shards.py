@@ -11,10 +11,11 @@ import ctypes
 import errno
 import mmap
 import os
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Self
+
+from msgspec.structs import replace
 
 from weightlift.description import FileIdentity
 from weightlift.errors import (

@@ -6,8 +6,9 @@ tensors of any size.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
+
+from msgspec import Struct
 
 from weightlift.errors import BudgetError
 from weightlift.operations import Extent, ReadPath, Sink
@@ -43,8 +44,7 @@ _DEVICE_CHUNKS: Final = (
 _DEVICE_CHUNK_BYTES_MIN: Final = 256 * KIB
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pool:
+class Pool(Struct, frozen=True, kw_only=True):
     """Staging and concurrency, as the budget allows.
 
     Attributes:

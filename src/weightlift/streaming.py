@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Self
+
+from msgspec.structs import replace
 
 from weightlift.destinations import Destinations
 from weightlift.errors import OptionError

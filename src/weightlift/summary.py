@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from weightlift.ceilings import known_ceilings
 from weightlift.options import DEQUANTIZE_BYTES

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from msgspec import Struct, field
 
-    from weightlift.samples import Intervention, Sample
+from weightlift.samples import Intervention, Sample
 
 
 class Method(enum.StrEnum):
@@ -61,8 +60,7 @@ class HeaderRules(enum.StrEnum):
     STRICT = "strict"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileReport:
+class FileReport(Struct, frozen=True, kw_only=True):
     """How one shard was read.
 
     Attributes:
@@ -76,8 +74,7 @@ class FileReport:
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BudgetTerm:
+class BudgetTerm(Struct, frozen=True, kw_only=True):
     """One term of the sum that the host-memory budget is spent on.
 
     Attributes:
@@ -91,8 +88,7 @@ class BudgetTerm:
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostMemoryReport:
+class HostMemoryReport(Struct, frozen=True, kw_only=True):
     """Host memory planned and observed, in bytes.
 
     Attributes:
@@ -117,8 +113,7 @@ class HostMemoryReport:
     terms: tuple[BudgetTerm, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadReport:
+class LoadReport(Struct, frozen=True, kw_only=True):
     """What a load did, measured while it ran.
 
     Attributes:

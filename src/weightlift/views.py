@@ -8,14 +8,16 @@ so again.
 from __future__ import annotations
 
 from array import array
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from msgspec import Struct
 
 from weightlift.description import Description
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator
 
 
 class View(NamedTuple):
@@ -34,8 +36,7 @@ class View(NamedTuple):
     strides: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Carried:
+class Carried(Struct, frozen=True):
     """What is loaded in place of some tensors, and how they come out of it.
 
     Attributes:

@@ -5,8 +5,9 @@ Asks the machine and the devices' runtimes, reads nothing of the checkpoint's da
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from weightlift.errors import DeviceError
 from weightlift.fitting import DeviceFit, FitReport, staging_budget

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from weightlift.reports.console import make_console, show, text
 from weightlift.reports.load import digest_lines, load_tables, seconds_text, speed_text

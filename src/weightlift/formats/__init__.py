@@ -6,35 +6,35 @@ header; nothing else here knows a format. Reads headers only, holds no file open
 
 from __future__ import annotations
 
+import functools
 import stat
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from msgspec import Struct
+from msgspec.structs import replace
+
+from weightlift.dtypes import DType
 from weightlift.errors import FormatError, IndexFileError, printable
-from weightlift.formats import gguf, pytorch, safetensors
+from weightlift.formats import safetensors
 from weightlift.formats.columns import ShardContents, join
-from weightlift.formats.files import file_status, open_file, shown_path
+from weightlift.formats.files import OpenFile, file_status, is_gguf, is_zip, open_file, shown_path
 from weightlift.formats.folder import find_checkpoint
 from weightlift.formats.index_file import IndexFile, read_index
 from weightlift.types import HeaderRules
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Sequence
 
     from weightlift.description import Description
-    from weightlift.dtypes import DType
-    from weightlift.formats.files import OpenFile
 
 
-@dataclass(frozen=True, slots=True)
-class _Format:
+class _Format(Struct, frozen=True):
     """One file format.
 
     Attributes:
         name: what the format is called.
-        claims: whether a file that begins so is of this format.
         dtypes: the data types that its columns refer to.
         read_shard: reads and judges the header of an open file.
         other_parts: which files belong to a checkpoint of which one part was read; ``None`` where files do not tell.
@@ -42,25 +42,37 @@ class _Format:
     """
 
     name: str
-    claims: Callable[[bytes], bool]
     dtypes: Sequence[DType]
     read_shard: Callable[[OpenFile, HeaderRules], ShardContents]
     other_parts: Callable[[Path, ShardContents], list[Path]] | None = None
     check_parts: Callable[[Sequence[ShardContents]], None] | None = None
 
 
-# The first that claims a file reads it. Safetensors files begin with a length and have no magic, so that entry is last.
-_FORMATS: Final = (
-    _Format(
-        "GGUF",
-        lambda head: head.startswith(gguf.MAGIC),
-        gguf.DTYPES,
-        gguf.read_shard,
-        gguf.other_parts,
-        gguf.check_parts,
-    ),
-    _Format("PyTorch", pytorch.claims, pytorch.DTYPES, pytorch.read_shard),
-    _Format("safetensors", lambda _: True, safetensors.DTYPES, safetensors.read_shard),
+@functools.cache
+def _gguf() -> _Format:
+    from weightlift.formats import gguf
+
+    return _Format("GGUF", gguf.DTYPES, gguf.read_shard, gguf.other_parts, gguf.check_parts)
+
+
+@functools.cache
+def _pytorch() -> _Format:
+    from weightlift.formats import pytorch
+
+    return _Format("PyTorch", pytorch.DTYPES, pytorch.read_shard)
+
+
+@functools.cache
+def _safetensors() -> _Format:
+    return _Format("safetensors", safetensors.DTYPES, safetensors.read_shard)
+
+
+# The first that claims a file by its first bytes reads it, and no other is imported. Safetensors files begin with a
+# length and have no magic, so that entry is last.
+_FORMATS: Final[tuple[tuple[Callable[[bytes], bool], Callable[[], _Format]], ...]] = (
+    (is_gguf, _gguf),
+    (is_zip, _pytorch),
+    (lambda _: True, _safetensors),
 )
 
 
@@ -114,7 +126,7 @@ def describe(path: str | os.PathLike[str], *, header: HeaderRules = HeaderRules.
 
 def _read(path: Path, rules: HeaderRules) -> tuple[_Format, ShardContents]:
     with open_file(path) as file:
-        reader = next(known for known in _FORMATS if known.claims(file.head))
+        reader = next(known() for claims, known in _FORMATS if claims(file.head))
         contents = reader.read_shard(file, rules)
         return reader, replace(contents, shard=replace(contents.shard, brought_in=tuple(file.brought_in)))
 

@@ -7,9 +7,10 @@ opens nothing; rows carry positions relative to the start of the file's data unt
 from __future__ import annotations
 
 from array import array
-from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
 
 from weightlift.description import Description, Shard
 
@@ -23,8 +24,7 @@ def _column(typecode: str) -> array[int]:
     return array(typecode)
 
 
-@dataclass(slots=True)
-class TensorColumns:
+class TensorColumns(Struct):
     """The tensors of one file, one entry per tensor in every column.
 
     Attributes:
@@ -68,8 +68,7 @@ class TensorColumns:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class ShardContents:
+class ShardContents(Struct, frozen=True):
     """One file whose header was read and judged: the file itself and its tensors, sorted by position."""
 
     shard: Shard

@@ -1,8 +1,8 @@
 """Opening checkpoint files and reading their headers, and telling other kinds of files apart.
 
 Owns the file descriptors that are open while headers are read, and turns what the operating system says into typed
-errors. Knows no format beyond the first bytes by which common mistakes are recognised. Never blocks on a pipe and
-never reads data that nobody asked for.
+errors. Knows of formats only their first bytes, and those of common mistakes. Never blocks on a pipe and never reads
+data that nobody asked for.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ import errno
 import os
 import stat
 from contextlib import contextmanager
-from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 from weightlift.description import FileIdentity
 from weightlift.errors import AccessError, CheckpointNotFoundError, FileChangedError, NotACheckpointError, ReadError
@@ -22,12 +24,14 @@ from weightlift.units import PAGE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from weightlift.errors import WeightliftError
 
 HEAD_BYTES: Final = PAGE_BYTES
 """One page, which is what reading less would bring into the page cache too; many a small file's header fits into it."""
+
+GGUF_MAGIC: Final = b"GGUF"
+_ZIP_MAGIC: Final = b"PK\x03\x04"
 
 _OPEN_FLAGS: Final = (
     os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -42,8 +46,7 @@ _SPECIAL_FILES: Final[tuple[tuple[Callable[[int], bool], str], ...]] = (
 )
 
 
-@dataclass(slots=True)
-class OpenFile:
+class OpenFile(Struct):
     """A regular file open for reading, valid inside the ``with`` block of :func:`open_file`.
 
     Attributes:
@@ -213,6 +216,19 @@ def _read_exactly(path: Path, descriptor: int, offset: int, length: int, brought
 def shown_path(path: Path) -> str:
     """A path as messages print it."""
     return _printable(str(path), 400)
+
+
+def is_gguf(head: bytes) -> bool:
+    """Whether a file that begins so is of llama.cpp's format."""
+    return head.startswith(GGUF_MAGIC)
+
+
+def is_zip(head: bytes) -> bool:
+    """Whether a file that begins so is a zip archive, as PyTorch's checkpoints are.
+
+    A safetensors header of 64 MiB may begin with the same four bytes; it goes on with four zeros and a brace.
+    """
+    return head.startswith(_ZIP_MAGIC) and not head[4:].startswith((b"\0\0\0\0{", b"\0\0\0\0 "))
 
 
 # What people point a loader at by mistake, recognised by first bytes: (test, what it is, what to do).

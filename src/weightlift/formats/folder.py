@@ -14,11 +14,13 @@ from typing import Final, NamedTuple
 
 from weightlift.errors import CheckpointNotFoundError, IndexFileError, printable
 from weightlift.formats.files import access_failure, shown_path
-from weightlift.formats.gguf import SPLIT_NAME
 from weightlift.formats.index_file import SUFFIX, IndexFile, read_index
 
 MAIN_INDEX: Final = "model.safetensors.index.json"
 MAIN_PYTORCH_INDEX: Final = "pytorch_model.bin.index.json"
+
+SPLIT_NAME: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
+"""How the parts of a split GGUF checkpoint are called."""
 
 _INDEX_SUFFIX: Final = f".safetensors{SUFFIX}"
 _SHARD_SUFFIX: Final = ".safetensors"

@@ -8,14 +8,14 @@ outermost first, which is the reverse of the file's. Nothing is allocated from a
 from __future__ import annotations
 
 import math
-import re
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from weightlift.description import Shard
 from weightlift.dtypes import GGML
 from weightlift.errors import HeaderError, IndexFileError, TruncatedFileError, UnsupportedDtypeError, printable
 from weightlift.formats.columns import ShardContents, TensorColumns
-from weightlift.formats.files import shown_path
+from weightlift.formats.files import GGUF_MAGIC, shown_path
+from weightlift.formats.folder import SPLIT_NAME
 from weightlift.formats.gguf_values import read_metadata, read_name
 from weightlift.formats.header_reader import HeaderReader
 from weightlift.types import HeaderRules
@@ -27,12 +27,8 @@ if TYPE_CHECKING:
 
     from weightlift.formats.files import OpenFile
 
-MAGIC: Final = b"GGUF"
 DTYPES: Final = tuple(GGML.values())
 """The data types that ``dtype_codes`` of this format refer to."""
-
-SPLIT_NAME: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
-"""How the parts of a split checkpoint are called."""
 
 _CODES: Final = {number: code for code, number in enumerate(GGML)}
 _FIXED_BYTES: Final = 24
@@ -67,7 +63,7 @@ def read_shard(file: OpenFile, rules: HeaderRules) -> ShardContents:
         UnsupportedDtypeError: it has a tensor of an unknown type.
         FileChangedError: it became shorter while it was read.
     """
-    reader = HeaderReader(file, len(MAGIC))
+    reader = HeaderReader(file, len(GGUF_MAGIC))
     _check_version(reader)
     tensor_count, key_count = reader.uint64("the number of tensors"), reader.uint64("the number of metadata keys")
     if key_count > _KEYS_MAX:

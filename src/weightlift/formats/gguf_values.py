@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
+
+from msgspec import Struct
 
 from weightlift.errors import FileChangedError, printable
 from weightlift.formats.files import open_file, shown_path
@@ -41,8 +42,7 @@ _KEPT_BYTES_MAX: Final = 16 << 20
 """Strings up to the first size are kept, and up to the second in all; others stay in the file like arrays."""
 
 
-@dataclass(frozen=True, slots=True)
-class StoredValue:
+class StoredValue(Struct, frozen=True):
     """A value that was left in the file.
 
     Attributes:

@@ -7,16 +7,14 @@ judged by whoever has read the shards.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import PurePosixPath, PureWindowsPath
-from typing import TYPE_CHECKING, Final
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Final
+
+from msgspec import Struct
 
 from weightlift.errors import CheckpointNotFoundError, IndexFileError, printable
 from weightlift.formats.files import file_status, open_file, recognise_other_kind, shown_path
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
 
 SUFFIX: Final = ".index.json"
 INDEX_BYTES_MAX: Final = 256 << 20
@@ -24,8 +22,7 @@ INDEX_BYTES_MAX: Final = 256 << 20
 _DAMAGED: Final = "the index is damaged or was written by a faulty tool: fetch it again"
 
 
-@dataclass(frozen=True, slots=True)
-class IndexFile:
+class IndexFile(Struct, frozen=True):
     """An index that was read and whose shard names were judged.
 
     Attributes:

@@ -19,7 +19,7 @@ from weightlift.formats.columns import ShardContents, TensorColumns
 from weightlift.formats.files import shown_path
 from weightlift.formats.pickle_reader import PickleError, PickleReader
 from weightlift.formats.pytorch_objects import StorageRecord, TensorRecord, call, flatten, look_up, resolve
-from weightlift.formats.zip_directory import LOCAL_MAGIC, data_offset, read_directory
+from weightlift.formats.zip_directory import data_offset, read_directory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -40,14 +40,6 @@ _DAMAGED: Final = "the file is damaged or was written by a faulty tool: fetch it
 _WEIGHTS_ONLY: Final = (
     "only tensors, dictionaries, lists and plain values are read: save the model's state_dict() instead of the object"
 )
-
-
-def claims(head: bytes) -> bool:
-    """Whether a file that begins so is a zip archive.
-
-    A safetensors header of 64 MiB may begin with the same four bytes; it goes on with four zeros and a brace.
-    """
-    return head.startswith(LOCAL_MAGIC) and not head[4:].startswith((b"\0\0\0\0{", b"\0\0\0\0 "))
 
 
 class _Place(NamedTuple):

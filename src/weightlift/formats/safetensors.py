@@ -8,23 +8,23 @@ reference parser accepts. Nothing is allocated from a number that has not been c
 from __future__ import annotations
 
 from array import array
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, NoReturn
+
+from msgspec import Struct
 
 from weightlift.description import Shard
 from weightlift.dtypes import SAFETENSORS
 from weightlift.errors import HeaderError, TruncatedFileError, printable
 from weightlift.formats import compiled
-from weightlift.formats.columns import ShardContents
+from weightlift.formats.columns import ShardContents, TensorColumns
 from weightlift.formats.files import recognise_other_kind, shown_path
 from weightlift.formats.header_decoder import decode
 from weightlift.types import HeaderRules
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
-    from weightlift.formats.columns import TensorColumns
     from weightlift.formats.files import OpenFile
 
 DTYPES: Final = tuple(SAFETENSORS.values())
@@ -41,8 +41,7 @@ _DAMAGED: Final = "the file is damaged or was written by a faulty tool: fetch it
 _INCOMPLETE: Final = "the download or copy is incomplete: resume it or fetch the file again"
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(Struct, frozen=True):
     """A header that was read and judged.
 
     Attributes:

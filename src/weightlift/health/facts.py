@@ -5,8 +5,10 @@ Holds values only. Who gathers them is :mod:`weightlift.health.gathering`; ``Non
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from msgspec import to_builtins
 
 from weightlift.host.pci import AMD, DriverFacts
 
@@ -182,4 +184,4 @@ class Facts:
 
     def to_json(self) -> dict[str, Any]:
         """All of it, for ``doctor --json``."""
-        return {key: value for key, value in asdict(self).items() if key != "gaps"}
+        return {key: value for key, value in to_builtins(self).items() if key != "gaps"}

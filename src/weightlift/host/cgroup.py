@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import functools
 import posixpath
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from msgspec import Struct
 
 from weightlift.host import kernel
 
@@ -18,8 +19,7 @@ ROOT: Final = Path("/")
 """Root of this machine's file system."""
 
 
-@dataclass(frozen=True, slots=True)
-class CgroupLevel:
+class CgroupLevel(Struct, frozen=True):
     """One control group that a limit may be set on.
 
     Attributes:

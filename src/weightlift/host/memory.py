@@ -12,8 +12,9 @@ import os
 import re
 import sys
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
+
+from msgspec import Struct
 
 from weightlift.host import kernel
 from weightlift.host.cgroup import ROOT, CgroupLevel, cgroup_levels, own_groups, read_text
@@ -26,8 +27,7 @@ if TYPE_CHECKING:
 _SWAPPED: Final = re.compile(rb"^pswpin (\d+)\npswpout (\d+)$", re.MULTILINE)
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessMemory:
+class ProcessMemory(Struct, frozen=True):
     """Resident memory of this process by kind, in bytes.
 
     Attributes:
@@ -62,8 +62,7 @@ def kilobyte_rows(text: str) -> dict[str, int]:
     return values
 
 
-@dataclass(frozen=True, slots=True)
-class Room:
+class Room(Struct, frozen=True):
     """What one limit leaves: the machine's own memory, or the limit of one control group.
 
     Attributes:
@@ -79,8 +78,7 @@ class Room:
     available_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Headroom:
+class Headroom(Struct, frozen=True):
     """How much more memory this process can take before something has to give.
 
     Attributes:

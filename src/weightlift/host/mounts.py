@@ -10,9 +10,10 @@ import enum
 import os
 import re
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,8 +53,7 @@ _NETWORK_OVER_FUSE: Final = ("sshfs", "rclone", "s3fs", "gcsfuse", "mount-s3", "
 """Parts of the names of FUSE file systems whose files come over a network."""
 
 
-@dataclass(frozen=True, slots=True)
-class Mount:
+class Mount(Struct, frozen=True):
     """One mounted file system.
 
     Attributes:

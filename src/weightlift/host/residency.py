@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import sys
 from bisect import bisect_right
-from dataclasses import dataclass
 from enum import IntEnum
 from itertools import compress, islice
 from typing import TYPE_CHECKING, Final, NamedTuple
+
+from msgspec import Struct
 
 from weightlift.host import kernel
 from weightlift.host.probes import Probe
@@ -54,8 +55,7 @@ class ResidencyRun(NamedTuple):
     state: Residency
 
 
-@dataclass(frozen=True, slots=True)
-class ResidencyMap:
+class ResidencyMap(Struct, frozen=True):
     """What the page cache held of a file at one moment, granule by granule.
 
     Attributes:

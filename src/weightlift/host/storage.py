@@ -10,8 +10,9 @@ import ctypes
 import errno
 import os
 import sys
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 from weightlift.host import kernel
 from weightlift.host.mounts import MOUNTINFO, find_mount
@@ -26,8 +27,7 @@ _UNKNOWN_ALIGNMENT: Final = 4096
 _RWF_DONTCACHE: Final = 0x80
 
 
-@dataclass(frozen=True, slots=True)
-class DirectAccess:
+class DirectAccess(Struct, frozen=True):
     """Whether a file can be read past the page cache, and under which rules.
 
     Attributes:
