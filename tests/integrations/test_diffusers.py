@@ -11,6 +11,7 @@ import diffusers
 import pytest
 import safetensors.torch
 import torch
+from diffusers.quantizers.bitsandbytes import BnB4BitDiffusersQuantizer, BnB8BitDiffusersQuantizer
 
 import weightlift
 from weightlift.integrations import diffusers as adapter
@@ -164,32 +165,108 @@ def test_a_file_that_is_cut_off(autoencoder: Path, tmp_path: Path) -> None:
         diffusers.AutoencoderKL.from_pretrained(tmp_path, device_map="cpu")
 
 
-@pytest.mark.parametrize("sharded", [True, False], ids=["shards", "one file"])
-def test_weights_that_diffusers_places_itself(
-    unet: Path, autoencoder: Path, sharded: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A checkpoint says in its own configuration that it is quantised; its tensors are then needed in host memory."""
-    kind, folder = (diffusers.UNet2DModel, unet) if sharded else (diffusers.AutoencoderKL, autoencoder)
-    stock = kind.from_pretrained(folder, device_map="cpu")
-    module = diffusers.models.modeling_utils
-    seen: dict[str, Any] = {}
-    load_shard_file = module._load_shard_file
+def conditional_unet(seed: int = 0) -> Any:
+    """A model with matrices that quantizers take."""
+    torch.manual_seed(seed)
+    return diffusers.UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(64, 128),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=64,
+        norm_num_groups=8,
+    )
 
-    def load_as_if_not_quantised(shard_file: Any, *arguments: Any, **named: Any) -> Any:
-        seen.update({name: comparable(tensor) for name, tensor in module.load_state_dict(shard_file).items()})
-        return load_shard_file(shard_file, *arguments, **named | {"hf_quantizer": None})
 
-    monkeypatch.setattr(module, "_load_shard_file", load_as_if_not_quantised)
+def noise_removed(model: Any) -> Any:
+    with torch.no_grad():
+        noise, context = torch.linspace(-1, 1, 256).reshape(1, 4, 8, 8), torch.linspace(-1, 1, 320).reshape(1, 5, 64)
+        return model(noise, torch.tensor(3.0), context).sample
+
+
+QUANTISED: dict[str, tuple[dict[str, Any], str]] = {
+    "4 bits": ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "buffered"),
+    "8 bits": ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "mmap"),
+    "quanto": ({"quant_method": "quanto", "weights_dtype": "int8"}, "buffered"),
+}
+"""Ways to quantise, and how weights that are quantised so are read."""
+
+
+@pytest.fixture
+def any_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bitsandbytes can do without a GPU; only diffusers asks for one."""
+    for quantizer in (BnB4BitDiffusersQuantizer, BnB8BitDiffusersQuantizer):
+        monkeypatch.setattr(quantizer, "validate_environment", lambda *_, **__: None)
+
+
+@pytest.mark.usefixtures("any_device")
+@pytest.mark.filterwarnings("ignore:MatMul8bitLt:UserWarning", "ignore:`Quanto:FutureWarning")
+@pytest.mark.parametrize("shard", ["10GB", "8MB"], ids=["one file", "shards"])
+@pytest.mark.parametrize("name", QUANTISED)
+def test_quantised_models(name: str, shard: str, tmp_path: Path) -> None:
+    config, way = QUANTISED[name]
+    conditional_unet().save_pretrained(tmp_path / "whole", max_shard_size=shard)
+    arguments: dict[str, Any] = {"device_map": "cpu", "torch_dtype": torch.float32}
+    kind = diffusers.UNet2DConditionModel
+    quantising = kind.from_pretrained(tmp_path / "whole", quantization_config=dict(config), **arguments)
+    quantising.save_pretrained(tmp_path / "quantised", max_shard_size=shard)
+    stock = kind.from_pretrained(tmp_path / "quantised", **arguments)
     with weightlift.patch() as patch:
-        adapted = module._load_shard_file
+        mine = kind.from_pretrained(tmp_path / "quantised", **arguments)
+    assert torch.equal(noise_removed(mine), noise_removed(stock))
+    files = len(list((tmp_path / "quantised").glob("*.safetensors")))
+    assert [{key for key, nbytes in one.method_used.items() if nbytes} for one in patch.reports] == [{way}] * files
+    # While they are being quantised, one at a time leaves its file.
+    with weightlift.patch() as patch:
+        mine = kind.from_pretrained(tmp_path / "whole", quantization_config=dict(config), **arguments)
+    assert torch.equal(noise_removed(mine), noise_removed(quantising))
+    assert {key for one in patch.reports for key, nbytes in one.method_used.items() if nbytes} == {"mmap"}
 
-        def quantised(*arguments: Any, **named: Any) -> Any:
-            return adapted(*arguments, **named | {"hf_quantizer": "there is one"})
 
-        monkeypatch.setattr(module, "_load_shard_file", quantised)
-        kind.from_pretrained(folder, device_map="cpu")
-    assert seen == state(stock)
-    assert len(patch.reports) == 0
+@pytest.mark.usefixtures("any_device")
+@pytest.mark.filterwarnings("ignore:MatMul8bitLt:UserWarning")
+def test_on_rocm_no_copy_comes_out_of_a_mapped_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    conditional_unet().save_pretrained(tmp_path)
+    kind, arguments = diffusers.UNet2DConditionModel, {"device_map": "cpu", "torch_dtype": torch.float32}
+    stock = kind.from_pretrained(tmp_path, quantization_config=dict(QUANTISED["8 bits"][0]), **arguments)
+    monkeypatch.setattr(torch.version, "hip", "7.1")
+    with weightlift.patch() as patch:
+        mine = kind.from_pretrained(tmp_path, quantization_config=dict(QUANTISED["8 bits"][0]), **arguments)
+    assert torch.equal(noise_removed(mine), noise_removed(stock))
+    assert not any(one.method_used["mmap"] for one in patch.reports)
+
+
+@pytest.mark.usefixtures("any_device")
+def test_a_quantised_model_goes_to_the_device_that_bitsandbytes_chooses(
+    tmp_path: Path, devices: FakeDevices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a map, too; what bitsandbytes unpacks stays on the CPU."""
+    config, _ = QUANTISED["4 bits"]
+    conditional_unet().save_pretrained(tmp_path / "whole")
+    kind = diffusers.UNet2DConditionModel
+    arguments: dict[str, Any] = {"device_map": "cpu", "quantization_config": dict(config)}
+    kind.from_pretrained(tmp_path / "whole", **arguments).save_pretrained(tmp_path / "quantised")
+    module, found = diffusers.models.modeling_utils, dict[str, Any]()
+
+    class PlacedError(Exception):
+        """Instead of what torch would have to know the fake GPU for."""
+
+    def stop(state: dict[str, Any], *_: Any, **__: Any) -> None:
+        found.update(state)
+        raise PlacedError
+
+    monkeypatch.setattr(module, "_load_shard_file", stop)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(module, "_caching_allocator_warmup", lambda *_: None)
+    with weightlift.patch() as patch, pytest.raises(PlacedError):
+        kind.from_pretrained(tmp_path / "quantised")
+    for memory in devices.memories:
+        memory._gpu.settle()
+    assert set(patch.reports[0].device.split(", ")) == {"cpu", "cuda:0"}
+    stored = safetensors.torch.load_file(next((tmp_path / "quantised").glob("*.safetensors")))
+    assert {key: comparable(tensor) for key, tensor in found.items()} == {
+        key: comparable(tensor) for key, tensor in stored.items()
+    }
 
 
 def test_its_tensors_go_to_their_devices(autoencoder: Path, devices: FakeDevices) -> None:

@@ -160,6 +160,36 @@ def test_mapped_views_where_they_are_asked_for(llama: Path, delivered: list[str]
     assert not delivered
 
 
+@pytest.mark.filterwarnings("ignore:MatMul8bitLt:UserWarning")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+        {"load_in_4bit": True, "bnb_4bit_use_double_quant": True},
+        {"load_in_8bit": True},
+    ],
+    ids="".join,
+)
+def test_a_quantised_model(llama: Path, tmp_path: Path, delivered: list[str], options: dict[str, Any]) -> None:
+    """While bitsandbytes quantises it, and once it is stored so."""
+    kind, arguments = transformers.LlamaForCausalLM, {"device_map": "cpu", "dtype": torch.float32}
+    config = transformers.BitsAndBytesConfig(**options)
+    quantising = kind.from_pretrained(llama, quantization_config=config, **arguments)
+    with weightlift.patch() as patch:
+        mine = kind.from_pretrained(llama, quantization_config=config, **arguments)
+    assert torch.equal(answers(mine), answers(quantising))
+    assert len(delivered) == patch.reports[-1].tensors
+    assert "model.layers.3.mlp.up_proj.weight" in delivered
+    quantising.save_pretrained(tmp_path)
+    delivered.clear()
+    stock = kind.from_pretrained(tmp_path, **arguments)
+    with weightlift.patch() as patch:
+        mine = kind.from_pretrained(tmp_path, **arguments)
+    assert torch.equal(answers(mine), answers(stock))
+    assert len(delivered) == patch.reports[-1].tensors
+    assert any("quant_state" in name or name.endswith(".SCB") for name in delivered)
+
+
 @pytest.fixture
 def damaged(llama: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "damaged"

@@ -5,7 +5,11 @@ go, the adapter loads the shard there and hands diffusers the finished dictionar
 
 A model in one file, as most are, is loaded before diffusers knows where its tensors go. It gets a dictionary whose
 tensors are still in the file then, which is all it needs to rename and compare them, and they are loaded once their
-devices are known. Quantised models, which diffusers moves itself, keep its own way.
+devices are known.
+
+Of a quantised checkpoint the same is true where its quantizer takes tensors as they are. One that quantises on the way,
+or takes every tensor to the CPU first, gets views of the mapped file instead, and goes through them one by one: devices
+need no room for a shard that is yet to be quantised, and no copy is made in host memory.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ import contextvars
 import functools
 import importlib
 import os
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Unpack
 
 from weightlift.api import load
 from weightlift.api import open as open_checkpoint
@@ -37,8 +41,12 @@ PACKAGE: Final = "diffusers"
 MODULE: Final = "diffusers.models.modeling_utils"
 KNOWN_VERSIONS: Final = ("0.42.",)
 
-_waits: contextvars.ContextVar[bool] = contextvars.ContextVar("weightlift_diffusers", default=False)
-"""Whether a model is being loaded whose tensors can wait for their devices."""
+_PACKED: Final = ".quant_state.bitsandbytes__"
+"""In the names of what bitsandbytes says about a matrix of 4 bits, which it unpacks on the CPU."""
+
+_waits: contextvars.ContextVar[Callable[[Checkpoint], bool] | None]
+_waits = contextvars.ContextVar("weightlift_diffusers", default=None)
+"""Inside ``from_pretrained``: whether the tensors of a file can wait for their devices."""
 
 
 class _InFile(dict[str, Any]):
@@ -99,6 +107,8 @@ class _Adapter:
         """
 
         def device_of(info: TensorInfo) -> str:
+            if _PACKED in info.name:
+                return "cpu"
             try:
                 device = self._device_of_parameter(called.get(info.name, info.name), device_map)
             except ValueError:
@@ -108,8 +118,17 @@ class _Adapter:
                 return "cpu"
             return f"cuda:{device}" if isinstance(device, int) else str(device)
 
-        chosen: LoadKeywords = {"names": list(called)} if called else {}
-        options: LoadKeywords = {**self._keywords, **chosen, "device": device_of, "framework": "torch"}
+        return self._load(file, called, device=device_of)
+
+    def map(self, file: str | os.PathLike[str] | Checkpoint, called: Mapping[str, str]) -> dict[str, Any]:
+        """Tensors of a file as views of it, by their names in the model; arguments as for :meth:`load`."""
+        return self._load(file, called, device="cpu", method="mmap")
+
+    def _load(
+        self, file: str | os.PathLike[str] | Checkpoint, called: Mapping[str, str], **chosen: Unpack[LoadKeywords]
+    ) -> dict[str, Any]:
+        names: LoadKeywords = {"names": list(called)} if called else {}
+        options: LoadKeywords = {**self._keywords, **names, **chosen, "framework": "torch"}
         with refusing():
             loaded = load(file, **options)
         self._note(loaded.report)
@@ -119,6 +138,11 @@ class _Adapter:
         """What is left of a file with its contents where they go."""
         called = state.names()
         return dict(state) | (self.load(state.checkpoint, device_map, called) if called else {})
+
+    def mapped(self, state: _InFile) -> dict[str, Any]:
+        """What is left of a file as views of it."""
+        called = state.names()
+        return dict(state) | (self.map(state.checkpoint, called) if called else {})
 
     def filled(self, state: _InFile) -> dict[str, Any]:
         """What is left of a file with its contents in host memory, as diffusers would have it."""
@@ -151,7 +175,7 @@ def install(
 
     @functools.wraps(adapter.from_pretrained)
     def from_pretrained(cls: Any, *arguments: Any, **named: Any) -> Any:
-        token = _waits.set(named.get("device_map") is not None and named.get("quantization_config") is None)
+        token = _waits.set(_always if named.get("device_map") is not None else _is_placed_by_bitsandbytes)
         try:
             return adapter.from_pretrained(cls, *arguments, **named)
         finally:
@@ -159,20 +183,30 @@ def install(
 
     @functools.wraps(adapter.load_state_dict)
     def load_state_dict(checkpoint_file: Any, disable_mmap: bool = False, **named: Any) -> Any:  # noqa: FBT001, FBT002 - diffusers'
-        if _waits.get() and not named and not disable_mmap and _is_safetensors(checkpoint_file):
+        waits = _waits.get()
+        if waits is not None and not named and not disable_mmap and _is_safetensors(checkpoint_file):
             found = adapter.in_file(checkpoint_file)
-            if found is not None:
+            if found is not None and waits(found.checkpoint):
                 return found
         return adapter.load_state_dict(checkpoint_file, disable_mmap, **named)
 
     @functools.wraps(adapter.load_shard_file)
     def _load_shard_file(shard_file: Any, *arguments: Any, device_map: Any = None, **named: Any) -> Any:
-        placed = device_map and not arguments and named.get("low_cpu_mem_usage") and named.get("hf_quantizer") is None
+        quantizer = named.get("hf_quantizer")
+        one_by_one = not arguments and named.get("low_cpu_mem_usage")
+        placed = one_by_one and device_map and (quantizer is None or _takes_them_as_they_are(quantizer))
+        mapped = one_by_one and not placed and quantizer is not None and _can_be_mapped()
         if isinstance(shard_file, _InFile):
-            shard_file = adapter.placed(shard_file, device_map) if placed else adapter.filled(shard_file)
-        elif placed and _is_safetensors(shard_file) and not named.get("disable_mmap"):
-            shard_file = adapter.load(shard_file, device_map, {})
-        token = _waits.set(False)  # what is read from here on is needed at once
+            if placed:
+                shard_file = adapter.placed(shard_file, device_map)
+            else:
+                shard_file = adapter.mapped(shard_file) if mapped else adapter.filled(shard_file)
+        elif _is_safetensors(shard_file) and not named.get("disable_mmap"):
+            if placed:
+                shard_file = adapter.load(shard_file, device_map, {})
+            elif mapped:
+                shard_file = adapter.map(shard_file, {})
+        token = _waits.set(None)  # what is read from here on is needed at once
         try:
             return adapter.load_shard_file(shard_file, *arguments, device_map=device_map, **named)
         finally:
@@ -185,3 +219,29 @@ def install(
 
 def _is_safetensors(path: Any) -> bool:
     return isinstance(path, str | os.PathLike) and str(path).endswith(".safetensors")
+
+
+def _always(_: Checkpoint) -> bool:
+    return True
+
+
+def _is_placed_by_bitsandbytes(checkpoint: Checkpoint) -> bool:
+    """Whether a file was quantised by bitsandbytes, which chooses a device where none is given."""
+    return any(_PACKED in name for name in checkpoint)
+
+
+def _takes_them_as_they_are(quantizer: Any) -> bool:
+    """Whether a quantizer leaves tensors on the device that they are on and does not change them.
+
+    Not known of the others, and not so with 8 bits of bitsandbytes, of which every matrix goes to the CPU and back.
+    """
+    config: Any = getattr(quantizer, "quantization_config", None)
+    method = getattr(getattr(config, "quant_method", None), "value", None)
+    as_they_are = method in {"quanto", "torchao"} or (method == "bitsandbytes" and config.load_in_4bit)
+    return bool(as_they_are and quantizer.pre_quantized)
+
+
+def _can_be_mapped() -> bool:
+    """Whether copies to devices may come out of mapped files; ROCm pins what it copies, and so a copy of the file."""
+    torch = importlib.import_module("torch")
+    return torch.version.hip is None
