@@ -35,6 +35,22 @@ def test_it_rests_inside_and_goes_on_behind() -> None:
     assert gc.isenabled()
 
 
+def test_what_was_made_inside_counts_as_old() -> None:
+    with collector_resting(MANY):
+        made: list[list[int]] = [[]]
+    assert any(one is made for one in gc.get_objects(generation=2))
+
+
+def test_what_a_program_has_frozen_stays_so() -> None:
+    gc.freeze()
+    try:
+        with collector_resting(MANY):
+            pass
+        assert gc.get_freeze_count()
+    finally:
+        gc.unfreeze()
+
+
 def test_few_objects_are_not_worth_it() -> None:
     with collector_resting(MANY - 1):
         assert gc.isenabled()
