@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from weightlift.device_operations import SlotMemory
 from weightlift.errors import InsufficientMemoryError
+from weightlift.host import kernel
 from weightlift.units import align_down, align_up, format_bytes
 
 if TYPE_CHECKING:
@@ -63,6 +64,20 @@ def _give_back(weak_mapping: Callable[[], mmap.mmap | None], first: int, end: in
     mapping = weak_mapping()
     if mapping is not None and end > first and hasattr(mmap, "MADV_DONTNEED"):
         mapping.madvise(mmap.MADV_DONTNEED, first, end - first)
+
+
+def prepare_untouched(address: int, nbytes: int) -> bool:
+    """Have a caller's memory take huge pages if it was never touched, as a new tensor's may be; whether that is so.
+
+    Args:
+        address: first byte.
+        nbytes: how many; where no huge page fits in, nothing is done.
+    """
+    first, end = align_up(address, _HUGE_PAGE_BYTES), align_down(address + nbytes, _HUGE_PAGE_BYTES)
+    if first >= end or not (kernel.holds_no_page(first) and kernel.holds_no_page(end - 1)):
+        return False
+    kernel.advise_memory(first, end - first, kernel.MADV_HUGEPAGE)
+    return True
 
 
 class HostRegion:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from weightlift.buffers import HostRegion, SlotPool
+from weightlift.buffers import HostRegion, SlotPool, prepare_untouched
 from weightlift.errors import InsufficientMemoryError
 from weightlift.units import MIB, PAGE_BYTES
 
@@ -139,6 +139,28 @@ def test_regions_and_slots_are_private_and_ask_for_huge_pages() -> None:
     assert "hg" not in mapping_flags(HostRegion(2 * MIB - PAGE_BYTES).address)
     smallest = HostRegion(2 * MIB)
     assert "hg" in mapping_flags(smallest.address) or not Path("/sys/kernel/mm/transparent_hugepage").exists()
+
+
+@linux
+def test_a_callers_memory_takes_huge_pages_if_it_was_never_touched() -> None:
+    for touched in (None, 0, 5 * MIB, MIB, 5 * MIB - 1):
+        mapping = mmap.mmap(-1, 8 * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        start = ctypes.addressof(ctypes.c_ubyte.from_buffer(mapping))
+        # From the middle of a huge page to a page behind one: it has two whole ones.
+        address = start + -start % (2 * MIB) + MIB
+        if touched is not None:
+            ctypes.memset(address + touched, 1, 1)
+        fresh = prepare_untouched(address, 5 * MIB + PAGE_BYTES)
+        inside = touched is not None and MIB <= touched < 5 * MIB
+        assert fresh is not inside
+        flags = mapping_flags(address + 2 * MIB)
+        assert ("hg" in flags) is fresh or not Path("/sys/kernel/mm/transparent_hugepage").exists()
+
+
+def test_memory_without_a_whole_huge_page_is_left_alone() -> None:
+    mapping = mmap.mmap(-1, 4 * MIB)
+    start = ctypes.addressof(ctypes.c_ubyte.from_buffer(mapping))
+    assert not prepare_untouched(start + -start % (2 * MIB) + 1, 2 * MIB - 1)
 
 
 def mapping_flags(address: int) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -62,6 +64,23 @@ def test_parameters_are_filled_where_they_are(saved: Any, engine: str, method: s
     assert (result.missing_keys, result.unexpected_keys) == ([], [])
     assert result.report.tensors == len(state)
     assert module.embedding.weight.requires_grad
+
+
+@pytest.mark.native
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells whether memory was touched")
+def test_memory_that_was_never_touched_is_prepared(tmp_path: Path) -> None:
+    """As a module has after ``to_empty``; only what lies inside it is prepared."""
+    state = {"large": torch.arange(9 * MIB, dtype=torch.int32).view(torch.uint8)[5:-7].clone()}
+    safetensors_torch.save_file(state, tmp_path / "model.safetensors")
+    memory = mmap.mmap(-1, 40 * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory[MIB], memory[38 * MIB] = 7, 7
+    large = torch.frombuffer(memory, dtype=torch.uint8)[MIB + 1 :][: state["large"].numel()]
+    report = wl.load_into({"large": large}, tmp_path / "model.safetensors", engine="native", method="buffered").report
+    assert large.equal(state["large"])
+    assert report.worker_seconds["preparing memory"] > 0
+    assert (memory[MIB], memory[38 * MIB]) == (7, 7)
+    again = wl.load_into({"large": large}, tmp_path / "model.safetensors", engine="native", method="buffered").report
+    assert again.worker_seconds["preparing memory"] == 0
 
 
 @pytest.mark.parametrize("method", METHODS)

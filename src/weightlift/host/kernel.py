@@ -81,14 +81,7 @@ def _libc(*, held: bool = False) -> ctypes.CDLL | None:
     # The 64-bit variants exist in glibc under their own names; elsewhere off_t is 64 bits wide anyway.
     map_file = getattr(libc, "mmap64", libc.mmap)
     map_file.restype = ctypes.c_void_p
-    map_file.argtypes = [
-        ctypes.c_void_p,
-        ctypes.c_size_t,
-        ctypes.c_int,
-        ctypes.c_int,
-        ctypes.c_int,
-        ctypes.c_int64,
-    ]
+    map_file.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *(ctypes.c_int,) * 3, ctypes.c_int64]
     libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
     libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
     for opening in (libc.open, getattr(libc, "open64", libc.open)):
@@ -309,6 +302,20 @@ def advise_memory(address: int, length: int, advice: int) -> bool:
     """
     libc = _libc()
     return libc is not None and libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(length), advice) == 0
+
+
+def holds_no_page(address: int) -> bool:
+    """Whether there is no memory yet behind an address of this process; false where that cannot be known.
+
+    A page that was swapped out counts as none.
+    """
+    libc, found = _libc(held=True), ctypes.c_ubyte(1)
+    first = address // PAGE_SIZE * PAGE_SIZE
+    return (
+        libc is not None
+        and libc.mincore(ctypes.c_void_p(first), ctypes.c_size_t(1), ctypes.byref(found)) == 0
+        and not found.value & 1
+    )
 
 
 def read_small(path: str | os.PathLike[str]) -> bytes | None:

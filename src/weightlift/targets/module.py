@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from weightlift.buffers import prepare_untouched
 from weightlift.dtypes import GGML_QUANTISED
 from weightlift.errors import StateMismatchError, printable
 from weightlift.layout import LARGE_TENSOR_BYTES, PACKED_GAP_BYTES, SLAB_BYTES
@@ -123,10 +124,7 @@ class ModuleTarget:
                 self._convert(row, tensor)
             elif length >= LARGE_TENSOR_BYTES and device == _HOST:
                 self._flush(shard, device, small)
-                entry = (offset, length, tensor.data_ptr())
-                self._wanted.append(
-                    Wanted(shard, offset, length, Sink.PLACE, tensor.data_ptr(), copies=make_copy_table([entry]))
-                )
+                self._wanted.append(_place(shard, offset, length, tensor.data_ptr()))
             else:
                 small.append((offset, length, tensor.data_ptr()))
         self._flush(shard, device, small)
@@ -200,3 +198,10 @@ class ModuleTarget:
         """See :class:`~weightlift.targets.base.Target`."""
         for events in self._ready:
             events.close()
+
+
+def _place(shard: int, offset: int, length: int, address: int) -> Wanted:
+    """A tensor of its own in host memory; a module that was just given memory may not have touched it yet."""
+    table = make_copy_table([(offset, length, address)])
+    fresh = prepare_untouched(address, length)
+    return Wanted(shard, offset, length, Sink.PLACE, address, fresh=fresh, copies=table)
