@@ -14,6 +14,7 @@ import torch
 from diffusers.quantizers.bitsandbytes import BnB4BitDiffusersQuantizer, BnB8BitDiffusersQuantizer
 
 import weightlift
+from weightlift.errors import UnsupportedError
 from weightlift.integrations import diffusers as adapter
 from weightlift.integrations.pretrained import from_pretrained
 from weightlift.testing.differential import comparable
@@ -141,6 +142,21 @@ def test_names_of_an_older_version(autoencoder: Path, tmp_path: Path) -> None:
         mine = diffusers.AutoencoderKL.from_pretrained(tmp_path, device_map="cpu")
     assert state(mine) == state(diffusers.AutoencoderKL.from_pretrained(autoencoder))
     assert len(patch.reports) == 1
+
+
+class Computing(diffusers.AutoencoderKL):  # type: ignore[misc]
+    """A model that does more to a file's tensors than give them other names."""
+
+    def _fix_state_dict_keys_on_load(self, state_dict: dict[str, Any]) -> None:
+        state_dict["quant_conv.weight"] = state_dict["quant_conv.weight"] * 2
+
+
+def test_tensors_that_are_computed_before_they_are_read(autoencoder: Path) -> None:
+    with weightlift.patch():
+        with pytest.raises(UnsupportedError, match=r"computes quant_conv\.weight from tensors of the file"):
+            Computing.from_pretrained(autoencoder, device_map="cpu")
+        mine = Computing.from_pretrained(autoencoder)
+    assert state(mine) == state(Computing.from_pretrained(autoencoder))
 
 
 def test_tensors_that_the_model_does_not_have(autoencoder: Path, tmp_path: Path) -> None:

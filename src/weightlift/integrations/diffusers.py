@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, Unpack
 from weightlift.api import load
 from weightlift.api import open as open_checkpoint
 from weightlift.compat.safetensors.refusals import refusing
-from weightlift.errors import WeightliftError
+from weightlift.errors import UnsupportedError, WeightliftError, printable
 from weightlift.targets.frameworks import pick_framework, stored_shape
 from weightlift.types import Framework, HeaderRules
 
@@ -72,7 +72,18 @@ class _InFile(dict[str, Any]):
         self._tensors = tuple(self.values())  # none may go, or another could come to have its number
 
     def names(self) -> dict[str, str]:
-        """Of each of the file's tensors that is still here, its name there and what it is called by now."""
+        """Of each of the file's tensors that is still here, its name there and what it is called by now.
+
+        Raises:
+            UnsupportedError: another was computed from them, which has no contents then.
+        """
+        for name, tensor in self.items():
+            if tensor.device.type == "meta" and id(tensor) not in self._names:
+                raise UnsupportedError(
+                    f"{printable(str(self.path), 400)}: the model computes {printable(name)} from tensors of the file "
+                    "before they are read",
+                    hint="load it without a device_map and move it then, or outside weightlift.patch()",
+                )
         return {self._names[id(tensor)]: name for name, tensor in self.items() if id(tensor) in self._names}
 
 
@@ -149,10 +160,11 @@ class _Adapter:
         contents, called = self.load_state_dict(state.path), state.names()
         return dict(state) | {name: contents[in_file] for in_file, name in called.items()}
 
-    def in_file(self, path: Any) -> _InFile | None:
-        """What a file holds, or ``None`` if it cannot be read: diffusers has sentences of its own for that."""
+    def in_file(self, path: Any, waits: Callable[[Checkpoint], bool]) -> _InFile | None:
+        """What a file holds, if its tensors can wait and it can be read; if not, diffusers has sentences of its own."""
         try:
-            return _InFile(path, open_checkpoint(path, header=self._keywords.get("header", HeaderRules.REFERENCE)))
+            checkpoint = open_checkpoint(path, header=self._keywords.get("header", HeaderRules.REFERENCE))
+            return _InFile(path, checkpoint) if waits(checkpoint) else None
         except (WeightliftError, OSError):
             return None
 
@@ -185,8 +197,8 @@ def install(
     def load_state_dict(checkpoint_file: Any, disable_mmap: bool = False, **named: Any) -> Any:  # noqa: FBT001, FBT002 - diffusers'
         waits = _waits.get()
         if waits is not None and not named and not disable_mmap and _is_safetensors(checkpoint_file):
-            found = adapter.in_file(checkpoint_file)
-            if found is not None and waits(found.checkpoint):
+            found = adapter.in_file(checkpoint_file, waits)
+            if found is not None:
                 return found
         return adapter.load_state_dict(checkpoint_file, disable_mmap, **named)
 
