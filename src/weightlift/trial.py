@@ -42,8 +42,8 @@ _ALIGNMENT: Final = 2 * MIB
 _COST_MAX: Final = 1.3
 """Keeping may seem to cost this many times what reading directly does: the next load saves more than that."""
 
-_CLEAR: Final = 1.2
-"""A cost that many times above or below the limit needs no further round."""
+_CLEAR: Final = (1.2, 1.12, 1.06)
+"""A cost that many times above or below the limit needs no further round: less after each, as a median gets surer."""
 
 
 class Round(NamedTuple):
@@ -173,8 +173,10 @@ def judge_rounds(costs: Sequence[float], rounds: int) -> CacheDecision | None:
     if len(costs) < ROUNDS_MIN:
         return None
     cost = _middle(costs[1:])
-    if len(costs) < rounds and _COST_MAX / _CLEAR < cost < _COST_MAX * _CLEAR:
-        return None
+    if len(costs) < rounds:
+        clear = _CLEAR[len(costs) - ROUNDS_MIN]
+        if _COST_MAX / clear < cost < _COST_MAX * clear:
+            return None
     return judge_cost(cost)
 
 

@@ -89,7 +89,7 @@ def test_what_a_trial_read_past_the_page_cache_is_missed_there_if_files_are_kept
 
 def test_more_rounds_are_made_where_it_is_not_clear_what_keeping_costs() -> None:
     one = begin(3 * GIB)
-    assert [one.judge(2.8, 1.0) for _ in range(ROUNDS_MAX)] == [False] * (ROUNDS_MAX - 1) + [True]
+    assert [one.judge(2.7, 1.0) for _ in range(ROUNDS_MAX)] == [False] * (ROUNDS_MAX - 1) + [True]
     assert not one.decision.keep
     other = begin(3 * GIB, where=Where(frozenset({9}), "cpu"))
     assert [other.judge(seconds, 1.0) for seconds in (9.0, 2.8, 1.0)] == [False, False, True]
