@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Final
 from weightlift.device_operations import SlotMemory
 from weightlift.errors import InsufficientMemoryError
 from weightlift.host import kernel
-from weightlift.units import align_down, align_up, format_bytes
+from weightlift.host.memory import available_processors
+from weightlift.units import PAGE_BYTES, align_down, align_up, format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +35,9 @@ _ARENA_TENSOR_BYTES: Final = 64 << 10
 """Tensors below this size are not worth a lease."""
 
 _KEPT_TENSORS: Final = 4
+
+_AHEAD_OF_READER_BYTES: Final = _HUGE_PAGE_BYTES
+"""Two threads that clear the same huge page at the same time do it twice."""
 
 
 def _map_anonymous(nbytes: int, purpose: str) -> mmap.mmap:
@@ -112,14 +116,19 @@ class LeaseArena:
     asks for the next is better served by ordinary memory, which the allocator hands out again while it is warm; so a
     lease is given only where the latest few tensors are all alive. May be used from several threads.
 
+    A thread clears a region while the first tensors are read into it, as far as the caller allows for memory that is
+    not asked for in the end.
+
     Args:
         total_bytes: as much as will be asked for at most; no region is larger.
         ordinary: makes a buffer of ordinary memory.
+        ahead_bytes: how much may be cleared before it is asked for.
     """
 
-    def __init__(self, total_bytes: int, ordinary: Callable[[int], Any]) -> None:
+    def __init__(self, total_bytes: int, ordinary: Callable[[int], Any], *, ahead_bytes: int = 0) -> None:
         self._left = total_bytes
         self._ordinary = ordinary
+        self._ahead_bytes = ahead_bytes
         self._region: HostRegion | None = None
         self._used = 0
         self._latest: deque[weakref.ref[Any]] = deque(maxlen=_KEPT_TENSORS)
@@ -147,10 +156,24 @@ class LeaseArena:
         if region is None or region.nbytes - self._used < length:
             region = self._region = HostRegion(min(_ARENA_REGION_BYTES, max(self._left, length)))
             self._used = 0
+            self._clear_ahead(region)
         start = self._used
         self._used = align_up(start + length, mmap.PAGESIZE)
         self._left -= length
         return region.lease(start, length)
+
+    def _clear_ahead(self, region: HostRegion) -> None:
+        """Begin behind the first pages, which the caller is about to touch; a thread of its own keeps the region."""
+        nbytes = align_down(min(region.nbytes, self._ahead_bytes) - _AHEAD_OF_READER_BYTES, PAGE_BYTES)
+        if nbytes <= 0 or available_processors() < 2:
+            return
+
+        def clear() -> None:
+            kernel.advise_memory(region.address + _AHEAD_OF_READER_BYTES, nbytes, kernel.MADV_POPULATE_WRITE)
+
+        # No more threads may be had: then whoever touches a page clears it.
+        with contextlib.suppress(RuntimeError):
+            threading.Thread(target=clear, name="weightlift-clear", daemon=True).start()
 
 
 class SlotPool:

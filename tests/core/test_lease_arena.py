@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
@@ -10,8 +12,9 @@ from typing import Any
 import numpy
 import pytest
 
+from weightlift import buffers
 from weightlift.buffers import LeaseArena
-from weightlift.units import KIB, MIB, PAGE_BYTES
+from weightlift.units import KIB, MIB, PAGE_BYTES, align_down
 
 KEPT = 4
 
@@ -36,6 +39,45 @@ def test_leases_begin_once_enough_tensors_are_kept() -> None:
     held += [arena.take(100 * KIB + number) for number in range(20)]
     assert all(map(is_lease, held[KEPT:]))
     assert [len(lease) for lease in held[KEPT:]] == [100 * KIB + number for number in range(20)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what memory is resident")
+@pytest.mark.parametrize("ahead_bytes", [0, 2 * MIB, 6 * MIB, 100 * MIB])
+def test_a_region_is_cleared_ahead_as_far_as_is_allowed(ahead_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(buffers, "available_processors", lambda: 2)
+    arena = LeaseArena(20 * MIB, ordinary, ahead_bytes=ahead_bytes)
+    held = [arena.take(100 * KIB) for _ in range(KEPT)]
+    lease = arena.take(100 * KIB)
+    for thread in threading.enumerate():
+        if thread.name == "weightlift-clear":
+            thread.join()
+    start, nbytes = ctypes.addressof(lease), 20 * MIB - KEPT * 100 * KIB
+    vector = (ctypes.c_ubyte * (nbytes // PAGE_BYTES))()
+    assert ctypes.CDLL(None).mincore(ctypes.c_void_p(start), ctypes.c_size_t(nbytes), vector) == 0
+    there = sum(entry & 1 for entry in vector) * PAGE_BYTES
+    wanted = max(0, min(nbytes, ahead_bytes) - 2 * MIB)
+    # Huge pages at both ends may reach further.
+    assert align_down(wanted, PAGE_BYTES) <= there <= (wanted + 4 * MIB if wanted else 0)
+    assert len(held) == KEPT
+
+
+def test_no_thread_to_be_had_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(buffers, "available_processors", lambda: 2)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    arena = LeaseArena(20 * MIB, ordinary, ahead_bytes=20 * MIB)
+    held = [arena.take(100 * KIB) for _ in range(KEPT + 1)]
+    assert is_lease(held[-1])
+
+
+def test_nothing_is_cleared_ahead_where_that_takes_the_readers_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(buffers, "available_processors", lambda: 1)
+    arena = LeaseArena(20 * MIB, ordinary, ahead_bytes=20 * MIB)
+    held = [arena.take(100 * KIB) for _ in range(KEPT + 1)]
+    assert is_lease(held[-1])
+    assert not any(thread.name == "weightlift-clear" for thread in threading.enumerate())
 
 
 @pytest.mark.parametrize("gone", range(KEPT))

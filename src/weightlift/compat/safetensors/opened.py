@@ -27,7 +27,7 @@ from weightlift.formats.files import open_file
 from weightlift.formats.safetensors import DTYPES, LENGTH_BYTES, read_shard
 from weightlift.host import kernel
 from weightlift.loading import load_rows
-from weightlift.options import LoadOptions
+from weightlift.options import DEFAULT_HOST_MEMORY_BYTES, LoadOptions
 from weightlift.standing import PartLoads
 from weightlift.types import Framework, HeaderRules, LoadReport, Method
 
@@ -43,6 +43,9 @@ SMALL_BYTES: Final = 16 << 20
 
 SMALL_DEVICE_BYTES: Final = 4 << 20
 """The same for a device, to which the framework then copies it out of pageable memory."""
+
+_AHEAD_SHARE: Final = 4
+"""Of the budget, for memory that is cleared before a tensor is read into it."""
 
 _FLAGS: Final = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 _seeking = threading.Lock()
@@ -86,7 +89,8 @@ class OpenedFile:
         self.strict = strict or framework is Framework.NUMPY
         self.reports: list[LoadReport] = []
         self._tensors = tensors.maker(framework)
-        self._arena = LeaseArena(self.description.total_bytes, tensors.buffer)
+        budget = self._given.host_memory if self._given is not None else DEFAULT_HOST_MEMORY_BYTES
+        self._arena = LeaseArena(self.description.total_bytes, tensors.buffer, ahead_bytes=budget // _AHEAD_SHARE)
         self._place: Any = None
         self._mapped = MappedFile(self.description, self._descriptor, framework)
         self._gives_views: bool | None = None
