@@ -66,6 +66,16 @@ def _choice(kind: type[_Choice], value: object, option: str) -> _Choice:
         raise OptionError(f"{option}={value!r} is not possible", hint=f"{option} is one of {accepted}") from err
 
 
+def default_host_memory() -> int:
+    """The host-memory budget where none is given, which the environment may say.
+
+    Raises:
+        OptionError: what it says is no number of bytes.
+        BudgetError: it is under the smallest possible budget.
+    """
+    return _checked_budget(from_environment("WEIGHTLIFT_HOST_MEMORY") or DEFAULT_HOST_MEMORY_BYTES)
+
+
 def _default(variable: str, default: str) -> Callable[[], str]:
     return lambda: from_environment(variable) or default
 
@@ -104,9 +114,7 @@ class LoadOptions(Struct, frozen=True, kw_only=True):
 
     method: Method = field(default_factory=_default("WEIGHTLIFT_METHOD", "auto"))  # type: ignore[assignment]
     cache: CachePolicy = field(default_factory=_default("WEIGHTLIFT_CACHE", "auto"))  # type: ignore[assignment]
-    host_memory: int = field(  # type: ignore[assignment]
-        default_factory=lambda: from_environment("WEIGHTLIFT_HOST_MEMORY") or DEFAULT_HOST_MEMORY_BYTES
-    )
+    host_memory: int = field(default_factory=default_host_memory)
     staging: Staging = Staging.AUTO
     engine: EngineName = field(default_factory=_default("WEIGHTLIFT_ENGINE", "auto"))  # type: ignore[assignment]
     device: Any = "cpu"
@@ -145,7 +153,7 @@ class LoadOptions(Struct, frozen=True, kw_only=True):
             raise OptionError(
                 f"recording={self.recording!r} is not a weightlift.Recording", hint="pass weightlift.Recording()"
             )
-        if not isinstance(self.verify, Manifest | str | os.PathLike | None):
+        if self.verify is not None and not isinstance(self.verify, Manifest | str | os.PathLike):
             raise OptionError(
                 f"verify={self.verify!r} is not a manifest", hint="pass a weightlift.Manifest or the path of one"
             )

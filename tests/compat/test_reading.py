@@ -15,6 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from weightlift.buffers import LeaseArena
 from weightlift.compat.safetensors import SafetensorError, safe_open
 from weightlift.compat.safetensors import opened as opened_module
 from weightlift.compat.safetensors import sequence as sequence_module
@@ -26,6 +27,7 @@ from weightlift.loading import load_rows
 from weightlift.testing.factory import tensor_bytes, write_checkpoint
 from weightlift.testing.shapes import TensorSpec
 from weightlift.types import Method
+from weightlift.units import MIB
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -301,3 +303,24 @@ def test_a_file_that_is_replaced_stays_the_one_that_was_opened(many: Path, tmp_p
     other = write_checkpoint(tmp_path / "other.safetensors", MANY, seed=5)
     other.replace(many)
     assert torch.equal(raw(file.get_tensor(MANY[0].name)), stored(MANY[0]))
+
+
+@pytest.mark.parametrize(("given_mib", "budget_mib"), [(None, 8), (64, 64)])
+def test_memory_is_cleared_ahead_within_the_budget(
+    path: Path, monkeypatch: pytest.MonkeyPatch, given_mib: int | None, budget_mib: int
+) -> None:
+    """The budget of the environment counts where none is given."""
+    seen: dict[str, Any] = {}
+
+    def arena(*arguments: Any, **named: Any) -> LeaseArena:
+        seen.update(named)
+        return LeaseArena(*arguments, **named)
+
+    class Given(safe_open):
+        __slots__ = ()
+        load_keywords = {} if given_mib is None else {"host_memory": f"{given_mib}MiB"}
+
+    monkeypatch.setenv("WEIGHTLIFT_HOST_MEMORY", "8MiB")
+    monkeypatch.setattr(opened_module, "LeaseArena", arena)
+    with Given(path, framework="np"):
+        assert seen == {"ahead_bytes": budget_mib * MIB // 4}

@@ -27,7 +27,7 @@ from weightlift.formats.files import open_file
 from weightlift.formats.safetensors import DTYPES, LENGTH_BYTES, read_shard
 from weightlift.host import kernel
 from weightlift.loading import load_rows
-from weightlift.options import DEFAULT_HOST_MEMORY_BYTES, LoadOptions
+from weightlift.options import LoadOptions, default_host_memory
 from weightlift.standing import PartLoads
 from weightlift.types import Framework, HeaderRules, LoadReport, Method
 
@@ -89,7 +89,7 @@ class OpenedFile:
         self.strict = strict or framework is Framework.NUMPY
         self.reports: list[LoadReport] = []
         self._tensors = tensors.maker(framework)
-        budget = self._given.host_memory if self._given is not None else DEFAULT_HOST_MEMORY_BYTES
+        budget = self._given.host_memory if self._given is not None else default_host_memory()
         self._arena = LeaseArena(self.description.total_bytes, tensors.buffer, ahead_bytes=budget // _AHEAD_SHARE)
         self._place: Any = None
         self._mapped = MappedFile(self.description, self._descriptor, framework)
