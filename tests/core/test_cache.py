@@ -95,8 +95,8 @@ def test_drop_leaves_the_cache_as_it_was_found(cold: Cold, method: str, workers:
     after = cold.pages()
     lost = [page for page, was in enumerate(before) if was and not after[page]]
     gained = sum(now & ~was & 1 for was, now in zip(before, after, strict=True))
-    # The kernel itself may take or move a page now and then, or a unit of eight; what the plan looks at is of 256.
-    few = sum(before) // 100
+    # The kernel itself may take or move a page now and then.
+    few = sum(before) // 250
     assert len(lost) <= few, f"of {sum(before)} pages that were cached these are gone: {lost}"
     assert gained * PAGE_BYTES < cold.size // 100
     report = state.report
