@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os
 import shutil
 from typing import TYPE_CHECKING, Any
@@ -181,6 +182,35 @@ def test_a_file_that_is_cut_off(autoencoder: Path, tmp_path: Path) -> None:
         diffusers.AutoencoderKL.from_pretrained(tmp_path, device_map="cpu")
 
 
+@pytest.mark.parametrize("sharded", [True, False], ids=["shards", "one file"])
+def test_weights_that_a_quantizer_of_which_nothing_is_known_places_itself(
+    unet: Path, autoencoder: Path, sharded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint says in its own configuration that it is quantised; its tensors are then needed in host memory."""
+    kind, folder = (diffusers.UNet2DModel, unet) if sharded else (diffusers.AutoencoderKL, autoencoder)
+    stock = kind.from_pretrained(folder, device_map="cpu")
+    module = diffusers.models.modeling_utils
+    seen: dict[str, Any] = {}
+    load_shard_file = module._load_shard_file
+
+    def load_as_if_not_quantised(shard_file: Any, *arguments: Any, **named: Any) -> Any:
+        seen.update({name: comparable(tensor) for name, tensor in module.load_state_dict(shard_file).items()})
+        return load_shard_file(shard_file, *arguments, **named | {"hf_quantizer": None})
+
+    monkeypatch.setattr(module, "_load_shard_file", load_as_if_not_quantised)
+    with weightlift.patch() as patch:
+        adapted = module._load_shard_file
+
+        def quantised(*arguments: Any, **named: Any) -> Any:
+            return adapted(*arguments, **named | {"hf_quantizer": "there is one"})
+
+        monkeypatch.setattr(module, "_load_shard_file", quantised)
+        kind.from_pretrained(folder, device_map="cpu")
+    assert seen == state(stock)
+    assert [one.method_used["mmap"] for one in patch.reports] == [one.nbytes for one in patch.reports]
+    assert len(patch.reports) == len(list(folder.glob("*.safetensors")))
+
+
 def conditional_unet(seed: int = 0) -> Any:
     """A model with matrices that quantizers take."""
     torch.manual_seed(seed)
@@ -293,7 +323,8 @@ def test_its_tensors_go_to_their_devices(autoencoder: Path, devices: FakeDevices
     placing = adapter._Adapter(diffusers.models.modeling_utils, {}, reports.append)
     name = next(iter(waiting))
     waiting["renamed.weight"] = waiting.pop(name)
-    found = placing.placed(waiting, {"encoder": "cuda:0", "renamed": 1, "": "cpu"})
+    device_map = {"encoder": "cuda:0", "renamed": 1, "": "cpu"}
+    found = placing.contents(waiting, functools.partial(placing.load, device_map=device_map))
     for memory in devices.memories:
         memory._gpu.settle()
     expected = safetensors.torch.load_file(path)

@@ -31,7 +31,8 @@ HEAD_BYTES: Final = PAGE_BYTES
 """One page, which is what reading less would bring into the page cache too; many a small file's header fits into it."""
 
 GGUF_MAGIC: Final = b"GGUF"
-_ZIP_MAGIC: Final = b"PK\x03\x04"
+ZIP_MAGIC: Final = b"PK\x03\x04"
+"""Before each file in a zip archive, and so at its begin."""
 
 _OPEN_FLAGS: Final = (
     os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -228,7 +229,7 @@ def is_zip(head: bytes) -> bool:
 
     A safetensors header of 64 MiB may begin with the same four bytes; it goes on with four zeros and a brace.
     """
-    return head.startswith(_ZIP_MAGIC) and not head[4:].startswith((b"\0\0\0\0{", b"\0\0\0\0 "))
+    return head.startswith(ZIP_MAGIC) and not head[4:].startswith((b"\0\0\0\0{", b"\0\0\0\0 "))
 
 
 # What people point a loader at by mistake, recognised by first bytes: (test, what it is, what to do).

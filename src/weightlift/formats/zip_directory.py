@@ -10,14 +10,12 @@ import struct
 from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 
 from weightlift.errors import HeaderError, NotACheckpointError, TruncatedFileError, printable
-from weightlift.formats.files import shown_path
+from weightlift.formats.files import ZIP_MAGIC, shown_path
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from weightlift.formats.files import OpenFile
-
-_LOCAL_MAGIC: Final = b"PK\x03\x04"
 
 _DIRECTORY_BYTES_MAX: Final = 128 << 20
 _ENTRIES_MAX: Final = 1 << 20
@@ -197,7 +195,7 @@ def data_offset(file: OpenFile, entry: ZipEntry, what: str) -> int:
     name_end = entry.header_offset + _LOCAL.size + name_bytes
     raw_name = entry.name.encode("utf-8", "surrogateescape")
     found = file.read(name_end - name_bytes, name_bytes) if name_end <= size and name_bytes == len(raw_name) else b""
-    if local[0] != _LOCAL_MAGIC or found != raw_name:
+    if local[0] != ZIP_MAGIC or found != raw_name:
         _refuse(path, f"{what} ('{shown}') is not at byte {entry.header_offset:,}, where the directory says")
     if begin + entry.nbytes > size:
         raise TruncatedFileError(

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from weightlift.keywords import LoadKeywords
     from weightlift.types import LoadReport
 
+    Read = Callable[[str | os.PathLike[str] | Checkpoint, Mapping[str, str]], dict[str, Any]]
+
 PACKAGE: Final = "diffusers"
 MODULE: Final = "diffusers.models.modeling_utils"
 KNOWN_VERSIONS: Final = ("0.42.",)
@@ -104,14 +106,14 @@ class _Adapter:
         self._keywords, self._note = keywords, note
 
     def load(
-        self, file: str | os.PathLike[str] | Checkpoint, device_map: Any, called: Mapping[str, str]
+        self, file: str | os.PathLike[str] | Checkpoint, called: Mapping[str, str], *, device_map: Any
     ) -> dict[str, Any]:
         """Load tensors of a file to where they go.
 
         Args:
             file: the file, or what its header says.
-            device_map: devices by names of modules.
             called: which tensors, and what they are called in the model; all, and as in the file, if empty.
+            device_map: devices by names of modules.
 
         Returns:
             Tensors by their names in the model.
@@ -145,15 +147,11 @@ class _Adapter:
         self._note(loaded.report)
         return {called.get(name, name): tensor for name, tensor in loaded.items()}
 
-    def placed(self, state: _InFile, device_map: Any) -> dict[str, Any]:
-        """What is left of a file with its contents where they go."""
+    @staticmethod
+    def contents(state: _InFile, read: Read) -> dict[str, Any]:
+        """What is left of a file with its contents, read in one of the ways above."""
         called = state.names()
-        return dict(state) | (self.load(state.checkpoint, device_map, called) if called else {})
-
-    def mapped(self, state: _InFile) -> dict[str, Any]:
-        """What is left of a file as views of it."""
-        called = state.names()
-        return dict(state) | (self.map(state.checkpoint, called) if called else {})
+        return dict(state) | (read(state.checkpoint, called) if called else {})
 
     def filled(self, state: _InFile) -> dict[str, Any]:
         """What is left of a file with its contents in host memory, as diffusers would have it."""
@@ -206,18 +204,15 @@ def install(
     def _load_shard_file(shard_file: Any, *arguments: Any, device_map: Any = None, **named: Any) -> Any:
         quantizer = named.get("hf_quantizer")
         one_by_one = not arguments and named.get("low_cpu_mem_usage")
-        placed = one_by_one and device_map and (quantizer is None or _takes_them_as_they_are(quantizer))
-        mapped = one_by_one and not placed and quantizer is not None and _can_be_mapped()
+        read: Read | None = None
+        if one_by_one and device_map and (quantizer is None or _takes_them_as_they_are(quantizer)):
+            read = functools.partial(adapter.load, device_map=device_map)
+        elif one_by_one and quantizer is not None and _can_be_mapped():
+            read = adapter.map
         if isinstance(shard_file, _InFile):
-            if placed:
-                shard_file = adapter.placed(shard_file, device_map)
-            else:
-                shard_file = adapter.mapped(shard_file) if mapped else adapter.filled(shard_file)
-        elif _is_safetensors(shard_file) and not named.get("disable_mmap"):
-            if placed:
-                shard_file = adapter.load(shard_file, device_map, {})
-            elif mapped:
-                shard_file = adapter.map(shard_file, {})
+            shard_file = adapter.filled(shard_file) if read is None else adapter.contents(shard_file, read)
+        elif read is not None and _is_safetensors(shard_file) and not named.get("disable_mmap"):
+            shard_file = read(shard_file, {})
         token = _waits.set(None)  # what is read from here on is needed at once
         try:
             return adapter.load_shard_file(shard_file, *arguments, device_map=device_map, **named)
