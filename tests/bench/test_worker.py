@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -16,7 +18,7 @@ from weightlift import bench
 from weightlift.bench.contents import compare_parts, part_of, size_of, touch_mappings, touch_tensors
 from weightlift.bench.loaders import LOADERS, FirstTensor
 from weightlift.bench.memory import KINDS, MemoryWatch
-from weightlift.bench.process import Worker, WorkerFailure
+from weightlift.bench.process import Worker, WorkerFailure, start_together
 from weightlift.bench.samples import sample_parts
 from weightlift.formats import describe
 from weightlift.testing import TensorSpec, make_checkpoint, write_checkpoint
@@ -65,6 +67,23 @@ class TestTalk:
             Worker(request(path), {})
         with pytest.raises(ProcessLookupError):
             os.kill(started[0], 0)
+
+    @pytest.mark.skipif(os.name != "posix", reason="interrupts are no signals here")
+    def test_an_interrupt_while_it_is_started_ends_it(self, path: Path) -> None:
+        started: list[int] = []
+
+        def make() -> Worker:
+            worker = Worker(request(path), {})
+            started.append(worker.process_id)
+            # Without waiting it would come now, when only this function knows of the worker.
+            signal.raise_signal(signal.SIGINT)
+            return worker
+
+        with pytest.raises(KeyboardInterrupt), contextlib.ExitStack() as stack:
+            start_together({"it": make}, stack, (WorkerFailure,))
+        with pytest.raises(ProcessLookupError):
+            os.kill(started[0], 0)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
     def test_an_error_comes_with_its_class_and_hint(self, tmp_path: Path) -> None:
         with Worker(request(tmp_path / "nothing"), {}) as worker:

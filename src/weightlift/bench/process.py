@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,7 +18,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 Key = TypeVar("Key")
 
@@ -171,6 +172,23 @@ class Worker:
         return f"it ended with code {code}{killed}" + (f": {words}" if words else "")
 
 
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Have Ctrl-C wait until the block is over: a process that is only being started nobody would know to end."""
+    before = signal.getsignal(signal.SIGINT)
+    if not callable(before) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if came:
+            signal.raise_signal(signal.SIGINT)
+
+
 def start_together(
     makers: Mapping[Key, Callable[[], Worker]], stack: contextlib.ExitStack, failures: tuple[type[Exception], ...]
 ) -> dict[Key, Worker | Exception]:
@@ -187,7 +205,8 @@ def start_together(
     started: dict[Key, Worker | Exception] = {}
     for key, make in makers.items():
         try:
-            started[key] = stack.enter_context(make())
+            with _interrupts_held():
+                started[key] = stack.enter_context(make())
         except failures as err:
             started[key] = err
     for key, worker in started.items():
